@@ -1,0 +1,60 @@
+"""The command line: `segvid`, `lightning` and `python -m segvid` are all `main`."""
+
+import os
+import sys
+from collections.abc import Sequence
+
+USAGE = """\
+usage: segvid <command> [options]          (lightning <command> and python -m segvid <command> are the same)
+
+  fit        train:     segvid fit --config RECIPE.yaml --config HEAD.yaml [--trainer.max_steps 1000 ...]
+  validate   evaluate on the validation split:  segvid validate --config RUN/config.yaml --ckpt_path RUN/.../best.ckpt
+  test       evaluate on the test split, likewise
+  resume     go on with a training that was stopped:  segvid resume RUN [options of fit]
+  compare    train and evaluate several heads, and report:  segvid compare --config configs/compare/quickstart.yaml
+
+  segvid <command> --help     its options; --print_config prints the whole configuration
+  --debug                     (anywhere) show the stack trace of an error
+"""
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Runs a command; returns the exit code: 0 done, 1 failed with a message, 2 wrong usage.
+
+    Args:
+        args: the words after the program's name; `sys.argv[1:]` when None.
+    """
+    words = list(sys.argv[1:] if args is None else args)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(USAGE, end="")
+        return 0 if words else 2
+    if words[0] == "--version":
+        from segvid import __version__
+
+        print(f"segvid {__version__}")
+        return 0
+    command, rest = words[0], words[1:]
+    from segvid.errors import UserError
+
+    try:
+        if command == "compare":
+            from segvid.compare.command import compare
+
+            return compare(rest)
+        if command in ("fit", "validate", "test", "resume"):
+            os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+            from segvid.training import run
+
+            return run(command, rest)
+        print(f"segvid: there is no command {command!r}.\n\n{USAGE}", end="", file=sys.stderr)
+        return 2
+    except UserError as error:
+        if debug:
+            raise
+        print(f"segvid {command}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"segvid {command}: interrupted.", file=sys.stderr)
+        return 130

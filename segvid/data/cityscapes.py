@@ -1,0 +1,124 @@
+"""Cityscapes, the 5,000 finely annotated street scenes: 2,975 train, 500 val, 1,525 test.
+
+Cordts et al., "The Cityscapes Dataset for Semantic Urban Scene Understanding", CVPR 2016,
+https://www.cityscapes-dataset.com/
+Labels, names and colours are those of `cityscapesscripts/helpers/labels.py`.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from segvid.data.reading import IGNORED, UNKNOWN, Array, DataError
+from segvid.data.segmentation import Pair, SegmentationDataModule
+from segvid.errors import UserError
+
+CLASS_NAMES = [
+    "road",
+    "sidewalk",
+    "building",
+    "wall",
+    "fence",
+    "pole",
+    "traffic light",
+    "traffic sign",
+    "vegetation",
+    "terrain",
+    "sky",
+    "person",
+    "rider",
+    "car",
+    "truck",
+    "bus",
+    "train",
+    "motorcycle",
+    "bicycle",
+]
+PALETTE = [
+    (128, 64, 128),
+    (244, 35, 232),
+    (70, 70, 70),
+    (102, 102, 156),
+    (190, 153, 153),
+    (153, 153, 153),
+    (250, 170, 30),
+    (220, 220, 0),
+    (107, 142, 35),
+    (152, 251, 152),
+    (70, 130, 180),
+    (220, 20, 60),
+    (255, 0, 0),
+    (0, 0, 142),
+    (0, 0, 70),
+    (0, 60, 100),
+    (0, 80, 100),
+    (0, 0, 230),
+    (119, 11, 32),
+]
+# Label id, as mask files and the test server use it, of every class ("train id").
+TRAIN_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
+LABEL_IDS = 34  # ids 0 to 33; licence plates, -1, are stored as 255
+
+
+class Cityscapes(SegmentationDataModule):
+    """Cityscapes with its 19 evaluated classes; everything else is ignored.
+
+    Args:
+        root: folder that holds `leftImg8bit` and `gtFine`.
+        loading: see `SegmentationDataModule`.
+    """
+
+    def __init__(self, root: str = "data/cityscapes", **loading: Any) -> None:
+        self.class_names = list(CLASS_NAMES)
+        self.palette = list(PALETTE)
+        super().__init__(**loading)
+        self.root = Path(root).expanduser()
+
+    def prepare_data(self) -> None:
+        """Checks that the folders are there; only registered users may fetch Cityscapes.
+
+        Raises:
+            UserError: they are not.
+        """
+        self._check_root()
+
+    def pairs(self, split: str) -> list[Pair]:
+        """The files of "train", "val" or "test" (the public masks of test are empty).
+
+        Raises:
+            UserError: the data set or the split is missing.
+            DataError: an image has no mask.
+        """
+        self._check_root()
+        images = sorted((self.root / "leftImg8bit" / split).glob("*/*_leftImg8bit.png"))
+        masks = set((self.root / "gtFine" / split).glob("*/*_gtFine_labelIds.png"))
+        if not images:
+            raise UserError(
+                f"Cityscapes has no images *_leftImg8bit.png in {self.root / 'leftImg8bit' / split}/<city>."
+            )
+        pairs = []
+        for image in images:
+            name = image.name.replace("_leftImg8bit.png", "_gtFine_labelIds.png")
+            mask = self.root / "gtFine" / split / image.parent.name / name
+            if mask not in masks:
+                raise DataError(mask, f"there is no such mask for {image}. Unpack gtFine_trainvaltest.zip again.")
+            pairs.append(Pair(image, mask))
+        return pairs
+
+    def label_table(self) -> Array:
+        """Label id to train id; ids that are not evaluated are ignored, ids above 33 unknown."""
+        table = np.full(256, UNKNOWN, dtype=np.uint8)
+        table[:LABEL_IDS] = IGNORED
+        table[list(TRAIN_IDS)] = np.arange(len(TRAIN_IDS))
+        table[IGNORED] = IGNORED
+        return table
+
+    def _check_root(self) -> None:
+        missing = [name for name in ("leftImg8bit", "gtFine") if not (self.root / name).is_dir()]
+        if missing:
+            raise UserError(
+                f"Cityscapes is not at {self.root} (no folder {' and no folder '.join(missing)}): register at "
+                "https://www.cityscapes-dataset.com, fetch leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip, "
+                f"unzip both in {self.root}, or correct data.init_args.root."
+            )

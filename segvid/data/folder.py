@@ -1,0 +1,127 @@
+"""A data set of one's own: a folder of images and a folder of masks with the same names."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from segvid.data.reading import DataError, voc_palette
+from segvid.data.segmentation import Pair, SegmentationDataModule
+from segvid.errors import UserError
+
+IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+CLASSES_FILE = "classes.yaml"
+
+
+class FolderSegmentation(SegmentationDataModule):
+    """Images `images/<split>/.../name.jpg` with masks `masks/<split>/.../name.png`.
+
+    Masks hold class indices, 0 for the first name and 255 for ignored pixels, or the colours of the palette. The
+    classes come from the arguments or from `classes.yaml` in the root:
+
+        class_names: [road, tree, car]
+        palette: [[128, 64, 128], [0, 128, 0], [0, 0, 142]]  # optional
+
+    Args:
+        root: folder of the data set.
+        class_names: names of the classes; from `classes.yaml` when None.
+        palette: RGB of every class; from `classes.yaml`, else the colours of Pascal VOC, when None.
+        mask_suffix: what takes the place of the image's ending in the name of its mask, such as "_labels.png".
+        images: folder of the images in the root.
+        masks: folder of the masks in the root.
+        loading: see `SegmentationDataModule`.
+
+    Raises:
+        UserError: there are no class names, or `classes.yaml` is wrong.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        *,
+        class_names: list[str] | None = None,
+        palette: list[tuple[int, int, int]] | None = None,
+        mask_suffix: str = ".png",
+        images: str = "images",
+        masks: str = "masks",
+        **loading: Any,
+    ) -> None:
+        self.root = Path(root).expanduser()
+        if class_names is None or palette is None:
+            names_in_file, palette_in_file = _read_classes(self.root / CLASSES_FILE)
+            class_names = names_in_file if class_names is None else class_names
+            palette = palette_in_file if palette is None else palette
+        if not class_names:
+            self._check_root()
+            raise UserError(
+                f"The classes of {self.root} are not known: write {self.root / CLASSES_FILE} with the line "
+                '"class_names: [background, first class, ...]", or set data.init_args.class_names.'
+            )
+        self.class_names = list(class_names)
+        self.palette = list(palette) if palette is not None else voc_palette(len(class_names))
+        super().__init__(**loading)
+        self.mask_suffix = mask_suffix
+        self.images = self.root / images
+        self.masks = self.root / masks
+
+    def prepare_data(self) -> None:
+        """Checks that the folders are there.
+
+        Raises:
+            UserError: they are not.
+        """
+        self._check_root()
+
+    def pairs(self, split: str) -> list[Pair]:
+        """The files of a split, in the order of their names.
+
+        Raises:
+            UserError: the split has no folder.
+            DataError: an image has no mask.
+        """
+        self._check_root()
+        folder = self.images / split
+        if not folder.is_dir():
+            raise UserError(f"There is no folder {folder} with the images of the split {split!r}.")
+        pairs = []
+        for image in sorted(folder.rglob("*")):
+            inside = image.relative_to(folder)
+            if image.suffix.lower() not in IMAGE_ENDINGS or any(part.startswith(".") for part in inside.parts):
+                continue
+            mask = self.masks / split / inside.with_name(inside.stem + self.mask_suffix)
+            if not mask.is_file():
+                raise DataError(
+                    mask, f"there is no such mask for {image}. Add it, or correct data.init_args.mask_suffix."
+                )
+            pairs.append(Pair(image, mask))
+        return pairs
+
+    def _check_root(self) -> None:
+        if not self.root.is_dir():
+            raise UserError(f"There is no folder {self.root}: correct data.init_args.root.")
+
+
+def _read_classes(path: Path) -> tuple[list[str] | None, list[tuple[int, int, int]] | None]:
+    """Class names and palette of a `classes.yaml`, each None where the file does not give them."""
+    if not path.is_file():
+        return None, None
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise DataError(path, f"is not YAML that can be read ({' '.join(str(error).split())}).") from error
+    if not isinstance(content, dict) or not set(content) <= {"class_names", "palette"}:
+        raise DataError(path, 'must hold "class_names: [...]" and may hold "palette: [[r, g, b], ...]", nothing else.')
+    names, palette = content.get("class_names"), content.get("palette")
+    if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        raise DataError(
+            path, "class_names must be a list of words; put those that YAML reads otherwise (no, 1) in quotes."
+        )
+    if palette is None:
+        return names, None
+    if not (isinstance(palette, list) and all(_is_colour(colour) for colour in palette)):
+        raise DataError(path, "palette must be a list of colours [r, g, b] of numbers from 0 to 255.")
+    return names, [(red, green, blue) for red, green, blue in palette]
+
+
+def _is_colour(value: object) -> bool:
+    return isinstance(value, list) and len(value) == 3 and all(type(v) is int and 0 <= v <= 255 for v in value)

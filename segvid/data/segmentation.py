@@ -1,0 +1,231 @@
+"""What the segmentation data sets have in common: samples from pairs of files, and the DataModule around them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NotRequired, TypedDict
+
+import cv2
+import numpy as np
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from segvid.data.reading import IGNORED, Array, DataError, identity_table, map_labels, read_image, read_mask
+from segvid.data.transforms import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Augmentation,
+    evaluation_transform,
+    reseed,
+    training_transform,
+)
+from segvid.errors import UserError
+
+__all__ = ["Augmentation", "Pair", "PairDataset", "Sample", "SegmentationDataModule", "collate"]
+
+
+class Sample(TypedDict):
+    """One image with its mask: `image` (3, H, W) float, `mask` (H', W') int64 with 255 ignored, `name` of the image."""
+
+    image: Tensor
+    mask: Tensor
+    name: NotRequired[str]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The files of one sample."""
+
+    image: Path
+    mask: Path
+
+
+class PairDataset(Dataset[Sample]):
+    """Image and mask files as samples.
+
+    Every sample seeds its augmentation from torch's generator, which the loader seeds differently in each worker and
+    each epoch. albumentations' own generators would give every worker the same crops, and the same again each epoch.
+
+    Args:
+        pairs: the files.
+        table: label id to class index, 256 entries (see `segvid.data.reading.map_labels`).
+        palette: colours of the classes, for masks in colours.
+        image_size: height and width that evaluation images are resized to; their masks keep their own size.
+        augmentation: what happens to a training sample; None for evaluation.
+        mean: of the normalisation, per channel in 0 to 1.
+        std: likewise.
+    """
+
+    def __init__(
+        self,
+        pairs: Sequence[Pair],
+        table: Array,
+        *,
+        palette: Sequence[Sequence[int]] | None = None,
+        image_size: tuple[int, int] | None = None,
+        augmentation: Augmentation | None = None,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+    ) -> None:
+        self.pairs = list(pairs)
+        self.table = table
+        self.palette = palette
+        self.image_size = image_size
+        self.augmented = augmentation is not None
+        if augmentation is not None:
+            self.transform = training_transform(augmentation, image_size, mean, std)
+        else:
+            self.transform = evaluation_transform(mean, std)
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> Sample:
+        pair = self.pairs[index]
+        image = read_image(pair.image)
+        mask = map_labels(read_mask(pair.mask, self.palette), self.table, pair.mask)
+        if image.shape[:2] != mask.shape:
+            raise DataError(
+                pair.mask,
+                f"is {mask.shape[1]} x {mask.shape[0]} pixels, but its image {pair.image} is "
+                f"{image.shape[1]} x {image.shape[0]}.",
+            )
+        if self.augmented:
+            reseed(self.transform, int(torch.randint(2**31, ())))
+        elif self.image_size is not None:
+            height, width = self.image_size
+            # bilinear, as the training crops
+            image = np.asarray(cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR), dtype=np.uint8)
+        tensors = self.transform(image=image, mask=mask)
+        return {"image": tensors["image"], "mask": tensors["mask"].long(), "name": str(pair.image)}
+
+
+def collate(samples: list[Sample]) -> dict[str, Any]:
+    """Stacks samples; unlike torch's own, it says what to do when their sizes differ."""
+    sizes = {tuple(s["image"].shape[1:]) for s in samples} | {tuple(s["mask"].shape) for s in samples}
+    shapes = {(tuple(s["image"].shape), tuple(s["mask"].shape)) for s in samples}
+    if len(shapes) > 1:
+        raise UserError(
+            f"Images or masks of different sizes {sorted(sizes)[:4]} cannot be one batch. "
+            "Set data.init_args.eval_batch_size to 1."
+        )
+    batch: dict[str, Any] = {
+        "image": torch.stack([s["image"] for s in samples]),
+        "mask": torch.stack([s["mask"] for s in samples]),
+    }
+    if "name" in samples[0]:
+        batch["name"] = [s["name"] for s in samples]
+    return batch
+
+
+class SegmentationDataModule(LightningDataModule):
+    """Loaders of one data set, and what the rest of the program must know of it.
+
+    A subclass sets `class_names` and `palette` before `super().__init__`, and gives `pairs(split)`, or overrides
+    `dataset`. Nothing is read in `__init__`.
+
+    Args:
+        batch_size: training samples of one process and step.
+        eval_batch_size: validation and test images of one step; more than 1 needs images of one size.
+        num_workers: processes that load data; 0 loads in the main process.
+        image_size: height and width that images are brought to: the random scale refers to it, and evaluation sees
+            images of this size (compared with the masks at their own). The images' own size when None.
+        augmentation: what happens to a training sample.
+        test_split: split that `test` reads; data sets without public test labels test on "val".
+        mean: of the normalisation, per channel in 0 to 1.
+        std: likewise.
+    """
+
+    class_names: list[str]
+    palette: list[tuple[int, int, int]]
+    ignore_index: int = IGNORED
+
+    def __init__(
+        self,
+        *,
+        batch_size: int = 8,
+        eval_batch_size: int = 1,
+        num_workers: int = 4,
+        image_size: tuple[int, int] | None = None,
+        augmentation: Augmentation = Augmentation(),  # noqa: B008 - frozen
+        test_split: str = "val",
+        mean: tuple[float, float, float] = IMAGENET_MEAN,
+        std: tuple[float, float, float] = IMAGENET_STD,
+    ) -> None:
+        super().__init__()
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size
+        self.num_workers = num_workers
+        self.image_size = image_size
+        self.augmentation = augmentation
+        self.test_split = test_split
+        self.mean = mean
+        self.std = std
+        if len(self.palette) != len(self.class_names):
+            raise UserError(f"{len(self.class_names)} class names, but {len(self.palette)} colours in the palette.")
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes, the ignored label not counted."""
+        return len(self.class_names)
+
+    def pairs(self, split: str) -> list[Pair]:
+        """The files of a split."""
+        raise NotImplementedError
+
+    def label_table(self) -> Array:
+        """Label id in the mask files to class index; the ids are the indices unless a subclass knows better."""
+        return identity_table(self.num_classes)
+
+    def dataset(self, split: str, *, augmented: bool) -> Dataset[Sample]:
+        """The samples of a split.
+
+        Raises:
+            UserError: the split is empty.
+        """
+        pairs = self.pairs(split)
+        if not pairs:
+            raise UserError(f"{type(self).__name__} has no samples in the split {split!r}.")
+        return PairDataset(
+            pairs,
+            self.label_table(),
+            palette=self.palette,
+            image_size=self.image_size,
+            augmentation=self.augmentation if augmented else None,
+            mean=self.mean,
+            std=self.std,
+        )
+
+    def train_dataloader(self) -> DataLoader[Sample]:
+        """Shuffled, augmented batches; the last incomplete one is dropped, as batch norm wants."""
+        dataset = self.dataset("train", augmented=True)
+        size = len(dataset)  # type: ignore[arg-type]
+        processes = self.trainer.world_size if self.trainer is not None else 1
+        if -(-size // processes) < self.batch_size:
+            raise UserError(
+                f"The training split has {size} samples for {processes} processes, fewer than one batch of "
+                f"{self.batch_size} for each. Lower data.init_args.batch_size."
+            )
+        return self._loader(dataset, self.batch_size, training=True)
+
+    def val_dataloader(self) -> DataLoader[Sample]:
+        """The validation split, in order."""
+        return self._loader(self.dataset("val", augmented=False), self.eval_batch_size, training=False)
+
+    def test_dataloader(self) -> DataLoader[Sample]:
+        """The split named `test_split`, in order."""
+        return self._loader(self.dataset(self.test_split, augmented=False), self.eval_batch_size, training=False)
+
+    def _loader(self, dataset: Dataset[Sample], batch_size: int, *, training: bool) -> DataLoader[Sample]:
+        return DataLoader(
+            dataset,
+            batch_size=batch_size,
+            shuffle=training,
+            drop_last=training,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            collate_fn=collate,
+        )

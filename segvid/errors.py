@@ -1,0 +1,9 @@
+"""The one error whose message is meant for the user: `segvid` prints it as a sentence, without a stack trace."""
+
+
+class UserError(Exception):
+    """What is wrong, in which file or option, and what to do about it."""
+
+    def __init__(self, message: str) -> None:
+        # A worker process of a loader hands its error over as a printed traceback, which ends with the sentence.
+        super().__init__(message.rpartition(f"\n{type(self).__module__}.{type(self).__qualname__}: ")[2].rstrip())

@@ -1,0 +1,40 @@
+"""Non-local head: one non-local block inside the common context frame.
+
+Paper: Wang et al., "Non-local Neural Networks", CVPR 2018, https://arxiv.org/abs/1711.07971. The paper has no
+segmentation head; this is the frame that mmsegmentation and the later papers use for it.
+"""
+
+from collections.abc import Sequence
+
+from segvid.attention.context.non_local import NonLocal
+from segvid.segmentation.heads.base import ContextHead, default_channels
+
+
+class NonLocalHead(ContextHead):
+    """conv3x3, non-local block, conv3x3, concatenation with the input, conv3x3, classifier.
+
+    Args:
+        in_channels: channels of the backbone's maps, finest first.
+        num_classes: channels of the logits.
+        channels: width of the head; in_channels / 4 when None.
+        inner_channels: channels of query, key and value; channels / 2 when None.
+        scale: divide the dot product by sqrt(inner_channels).
+        dropout: channel dropout before the classifier.
+
+    Shape:
+        list of (B, C_i, H_i, W_i) -> (B, num_classes, H_last, W_last).
+    """
+
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        num_classes: int,
+        *,
+        channels: int | None = None,
+        inner_channels: int | None = None,
+        scale: bool = True,
+        dropout: float = 0.1,
+    ) -> None:
+        width = default_channels(channels, in_channels[-1])
+        context = NonLocal(width, inner_channels=inner_channels, scale=scale)
+        super().__init__(in_channels, num_classes, context=context, channels=width, dropout=dropout)

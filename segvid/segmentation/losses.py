@@ -1,0 +1,136 @@
+"""Losses on logits at mask size. All ignore the label 255 and give 0 (with a gradient) where nothing is labelled."""
+
+from collections.abc import Sequence
+
+import segmentation_models_pytorch as smp
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from segvid.data.reading import IGNORED
+from segvid.errors import UserError
+
+
+class SegmentationLoss(nn.Module):
+    """A loss of logits (B, num_classes, H, W) and mask (B, H, W) int64; a scalar."""
+
+    def forward(self, logits: Tensor, mask: Tensor) -> Tensor:
+        """The loss of a batch."""
+        raise NotImplementedError
+
+
+class CrossEntropy(SegmentationLoss):
+    """Cross entropy averaged over the pixels that count.
+
+    As `torch.nn.CrossEntropyLoss(weight, ignore_index=255)`, which the papers use, but 0 and not NaN where every pixel
+    is ignored. (mmsegmentation divides by all pixels, the ignored ones too.)
+
+    Args:
+        class_weights: one weight per class; the average is then weighted by them.
+    """
+
+    def __init__(self, class_weights: Sequence[float] | None = None) -> None:
+        super().__init__()
+        weight = None if class_weights is None else torch.tensor(list(class_weights), dtype=torch.float32)
+        self.weight: Tensor | None
+        # Not part of the checkpoint: it comes from the config, and a trained model is of use without it.
+        self.register_buffer("weight", weight, persistent=False)
+
+    def forward(self, logits: Tensor, mask: Tensor) -> Tensor:
+        if self.weight is not None and len(self.weight) != logits.shape[1]:
+            raise UserError(f"The loss has {len(self.weight)} class weights, but there are {logits.shape[1]} classes.")
+        total = F.cross_entropy(logits, mask, weight=self.weight, ignore_index=IGNORED, reduction="sum")
+        counted = mask != IGNORED
+        if self.weight is None:
+            return total / counted.sum().clamp(min=1)
+        count = self.weight[mask[counted]].sum()
+        return total / torch.where(count > 0, count, torch.ones_like(count))
+
+
+class OhemCrossEntropy(SegmentationLoss):
+    """Cross entropy over the hard pixels: those whose class has a probability below `threshold`.
+
+    If they are fewer than `min_kept` an image, the hardest `min_kept` x B pixels of the batch are taken. Shrivastava,
+    Gupta, Girshick, "Training Region-based Object Detectors with Online Hard Example Mining", CVPR 2016; in the form of
+    the segmentation papers (CCNet, OCNet, EMANet on Cityscapes: 0.7 and 100,000).
+
+    Args:
+        threshold: probability of the true class below which a pixel is hard.
+        min_kept: pixels of an image that are kept at least, on average over the batch.
+        class_weights: one weight per class.
+    """
+
+    def __init__(
+        self, threshold: float = 0.7, min_kept: int = 100_000, class_weights: Sequence[float] | None = None
+    ) -> None:
+        super().__init__()
+        self.threshold = threshold
+        self.min_kept = min_kept
+        self.cross_entropy = CrossEntropy(class_weights)
+
+    def forward(self, logits: Tensor, mask: Tensor) -> Tensor:
+        counted = mask != IGNORED
+        if not bool(counted.any()):
+            return logits.sum() * 0.0
+        with torch.no_grad():
+            index = torch.where(counted, mask, torch.zeros_like(mask)).unsqueeze(1)
+            probability = logits.float().softmax(dim=1).gather(1, index).squeeze(1)  # (B, H, W)
+            confident, _ = probability[counted].sort()
+            kept = min(self.min_kept * len(mask), len(confident))
+            limit = torch.clamp(confident[kept - 1], min=self.threshold)
+            hard = counted & (probability <= limit)
+        return self.cross_entropy(logits, torch.where(hard, mask, torch.full_like(mask, IGNORED)))
+
+
+class Dice(SegmentationLoss):
+    """Dice loss of segmentation-models-pytorch, averaged over the classes of the batch.
+
+    Milletari, Navab, Ahmadi, "V-Net", 3DV 2016, section 3, https://arxiv.org/abs/1606.04797
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dice = smp.losses.DiceLoss(mode="multiclass", ignore_index=IGNORED)
+
+    def forward(self, logits: Tensor, mask: Tensor) -> Tensor:
+        loss: Tensor = self.dice(logits, mask)
+        return loss
+
+
+class Lovasz(SegmentationLoss):
+    """Lovasz-softmax loss of segmentation-models-pytorch.
+
+    Berman, Triki, Blaschko, "The Lovasz-Softmax loss", CVPR 2018, https://arxiv.org/abs/1705.08790
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lovasz = smp.losses.LovaszLoss(mode="multiclass", ignore_index=IGNORED)
+
+    def forward(self, logits: Tensor, mask: Tensor) -> Tensor:
+        if not bool((mask != IGNORED).any()):
+            return logits.sum() * 0.0
+        loss: Tensor = self.lovasz(logits, mask)
+        return loss
+
+
+class WeightedSum(SegmentationLoss):
+    """A sum of losses, for example cross entropy + Dice.
+
+    Args:
+        losses: the terms.
+        weights: one factor for each; all 1 when None.
+    """
+
+    def __init__(self, losses: list[SegmentationLoss], weights: list[float] | None = None) -> None:
+        super().__init__()
+        self.losses = nn.ModuleList(losses)
+        self.weights = [1.0] * len(losses) if weights is None else weights
+        if len(self.weights) != len(losses):
+            raise UserError(f"WeightedSum has {len(losses)} losses but {len(self.weights)} weights.")
+
+    def forward(self, logits: Tensor, mask: Tensor) -> Tensor:
+        total = logits.new_zeros(())
+        for weight, loss in zip(self.weights, self.losses, strict=True):
+            total = total + weight * loss(logits, mask)
+        return total

@@ -1,0 +1,189 @@
+"""The LightningModule of semantic segmentation: backbone + head + loss + optimiser + evaluation."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, cast
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import SGD, Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+from segvid.backbones.base import Backbone
+from segvid.errors import UserError
+from segvid.segmentation.heads.base import SegmentationHead
+from segvid.segmentation.losses import CrossEntropy, SegmentationLoss
+from segvid.segmentation.metrics import SegmentationScores, confusion_matrix, scores
+from segvid.segmentation.schedule import PolyLR
+
+HeadFactory = Callable[[Sequence[int], int], SegmentationHead]
+OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
+SchedulerFactory = Callable[[Optimizer], LRScheduler | ReduceLROnPlateau]
+
+
+class SegmentationTask(LightningModule):
+    """Trains and evaluates one head on one backbone.
+
+    A head is given as a factory: the class itself in Python, its class path and remaining arguments in a config. Its
+    first two arguments, the backbone's channels and the number of classes, are filled in here.
+
+    Args:
+        backbone: image to feature maps.
+        head: makes the head from the backbone's channels and the number of classes.
+        num_classes: linked to the data in the command line; no config holds it.
+        auxiliary_head: makes a second head that is only supervised, not evaluated; in most papers an `FCNHead` on the
+            last but one map.
+        auxiliary_weight: weight of its loss.
+        loss: of logits and mask.
+        optimizer: makes the optimiser from parameter groups; SGD with 0.01, momentum 0.9 and weight decay 5e-4.
+        lr_scheduler: makes the schedule from the optimiser; polynomial decay over the whole training.
+        lr_interval: "step" or "epoch", when the schedule advances.
+        head_lr_multiplier: learning rate of the heads over that of the backbone.
+        decay_norm_and_bias: also apply weight decay to norms and biases.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        head: HeadFactory,
+        num_classes: int,
+        *,
+        auxiliary_head: HeadFactory | None = None,
+        auxiliary_weight: float = 0.4,
+        loss: SegmentationLoss | None = None,
+        optimizer: OptimizerFactory = lambda groups: SGD(groups, lr=0.01, momentum=0.9, weight_decay=5e-4),
+        lr_scheduler: SchedulerFactory = PolyLR,
+        lr_interval: str = "step",
+        head_lr_multiplier: float = 1.0,
+        decay_norm_and_bias: bool = False,
+    ) -> None:
+        super().__init__()
+        if _given_hyperparameters.get() is not None:
+            self.save_hyperparameters()  # from the command line: plain data, enough to build everything again
+        else:
+            self.save_hyperparameters(
+                "num_classes", "auxiliary_weight", "lr_interval", "head_lr_multiplier", "decay_norm_and_bias"
+            )
+        if lr_interval not in ("step", "epoch"):
+            raise UserError(f"model.init_args.lr_interval is {lr_interval!r}; use 'step' or 'epoch'.")
+        self.num_classes = num_classes
+        self.backbone = backbone
+        self.head = head(backbone.channels, num_classes)
+        self.auxiliary_head = None if auxiliary_head is None else auxiliary_head(backbone.channels, num_classes)
+        self.auxiliary_weight = auxiliary_weight
+        self.loss = CrossEntropy() if loss is None else loss
+        self.optimizer_factory = optimizer
+        self.scheduler_factory = lr_scheduler
+        self.lr_interval = lr_interval
+        self.head_lr_multiplier = head_lr_multiplier
+        self.decay_norm_and_bias = decay_norm_and_bias
+        self.confusion = nn.ModuleDict({"val": confusion_matrix(num_classes), "test": confusion_matrix(num_classes)})
+        self.scores: dict[str, SegmentationScores] = {}
+        self.confusion_counts: dict[str, Tensor] = {}
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Logits at image size, (B, 3, H, W) -> (B, num_classes, H, W)."""
+        return resize(self.head(self.backbone(image)), image.shape[-2:])
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """The weighted sum of the losses of all supervised maps."""
+        try:
+            features = self.backbone(batch["image"])
+            maps = self.head.supervised(features)
+            weights = list(self.head.loss_weights)
+            if self.auxiliary_head is not None:
+                maps = [*maps, self.auxiliary_head(features)]
+                weights.append(self.auxiliary_weight)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise UserError(
+                "The head pools the image to one value a channel, and batch norm cannot learn from a single one: "
+                "set data.init_args.batch_size to 2 or more, or trainer.sync_batchnorm with several devices."
+            ) from error
+        mask = batch["mask"]
+        terms = [self.loss(resize(logits, mask.shape[-2:]), mask) for logits in maps]
+        total = torch.stack([weight * term for weight, term in zip(weights, terms, strict=True)]).sum()
+        size = len(mask)
+        self.log("train/loss", total.detach(), prog_bar=True, batch_size=size)
+        if len(terms) > 1:  # unweighted, one by one
+            names = [f"train/loss_map{i}" for i in range(len(self.head.loss_weights))] + ["train/loss_auxiliary"]
+            self.log_dict({n: t.detach() for n, t in zip(names, terms, strict=False)}, batch_size=size)
+        return total
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        """Counts the batch; gives the predicted classes (B, H, W)."""
+        return self._evaluate(batch, "val")
+
+    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        """Counts the batch; gives the predicted classes (B, H, W)."""
+        return self._evaluate(batch, "test")
+
+    def _evaluate(self, batch: dict[str, Tensor], stage: str) -> dict[str, Tensor]:
+        mask = batch["mask"]
+        logits = resize(self.head(self.backbone(batch["image"])), mask.shape[-2:])
+        prediction = logits.argmax(dim=1)
+        self.confusion[stage].update(prediction, mask)
+        self.log(f"{stage}/loss", self.loss(logits, mask), batch_size=len(mask), sync_dist=True)
+        return {"prediction": prediction}
+
+    def on_validation_epoch_end(self) -> None:
+        """Figures of the whole validation split."""
+        self._finish_evaluation("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Figures of the whole test split."""
+        self._finish_evaluation("test")
+
+    def _finish_evaluation(self, stage: str) -> None:
+        metric = self.confusion[stage]
+        counts = cast(Tensor, metric.compute()).cpu()
+        metric.reset()
+        if self.trainer.sanity_checking:
+            return  # a few batches of an untrained model are no result
+        self.confusion_counts[stage] = counts
+        self.scores[stage] = scores(self.confusion_counts[stage])
+        for name, value in self.scores[stage].means().items():
+            self.log(f"{stage}/{name}", value, prog_bar=name == "mIoU", rank_zero_only=False, sync_dist=False)
+
+    def configure_optimizers(self) -> Any:
+        """Parameter groups for backbone and heads, with and without weight decay; the schedule over all steps."""
+        groups: list[dict[str, Any]] = []
+        for name, module in (("backbone", self.backbone), ("head", self.head), ("auxiliary", self.auxiliary_head)):
+            if module is None:
+                continue
+            decayed, plain = split_parameters(module, self.decay_norm_and_bias)
+            groups.append({"name": name, "params": decayed})
+            groups.append({"name": f"{name} norms and biases", "params": plain, "weight_decay": 0.0})
+        optimizer = self.optimizer_factory([group for group in groups if group["params"]])
+        for group in optimizer.param_groups:
+            if not group["name"].startswith("backbone"):
+                group["lr"] = group["lr"] * self.head_lr_multiplier
+        scheduler = self.scheduler_factory(optimizer)
+        if isinstance(scheduler, PolyLR) and scheduler.total_steps is None:
+            scheduler.set_total_steps(self._total_steps())
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": self.lr_interval, "monitor": "val/mIoU"},
+        }
+
+    def _total_steps(self) -> int:
+        total = self.trainer.estimated_stepping_batches
+        if total == float("inf"):
+            raise UserError("The polynomial schedule needs an end: set trainer.max_steps or trainer.max_epochs.")
+        return int(total) if self.lr_interval == "step" else int(self.trainer.max_epochs or 1)
+
+
+def resize(logits: Tensor, size: Sequence[int]) -> Tensor:
+    """Bilinear, align_corners=False: (B, C, h, w) -> (B, C, *size)."""
+    return F.interpolate(logits, size=list(size), mode="bilinear", align_corners=False)
+
+
+def split_parameters(module: nn.Module, decay_norm_and_bias: bool) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """The learning parameters with and without weight decay: norms, biases and scalars have fewer than two axes."""
+    learning = [p for p in module.parameters() if p.requires_grad]
+    if decay_norm_and_bias:
+        return learning, []
+    return [p for p in learning if p.ndim > 1], [p for p in learning if p.ndim <= 1]

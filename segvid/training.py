@@ -1,0 +1,194 @@
+"""`fit`, `validate`, `test` and `resume`: LightningCLI with segvid's classes, links and defaults."""
+
+import difflib
+import inspect
+import logging
+import re
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from jsonargparse import set_parsing_settings
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, RichProgressBar, TQDMProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+
+import segvid.backbones
+import segvid.data
+import segvid.segmentation.heads
+import segvid.segmentation.losses
+import segvid.segmentation.schedule
+from segvid.data.segmentation import SegmentationDataModule
+from segvid.errors import UserError
+from segvid.segmentation.reporting import EvaluationReport, PredictionPanels
+from segvid.segmentation.task import SegmentationTask
+
+# What a config may name. Everything else is refused before it is imported: a config is data, not a program.
+ALLOWED_PACKAGES = ["segvid", "lightning", "pytorch_lightning", "torch", "torchmetrics"]
+
+
+# Warnings that tell a user of this program nothing; each would come with every run.
+IRRELEVANT = [
+    r".*LightningCLI's args parameter is intended to run from within Python.*",
+    r".*Experiment logs directory .* exists and is not empty.*",
+    r".*isinstance\(treespec, LeafSpec\)` is deprecated.*",
+    r".*does not have many workers which may be a bottleneck.*",
+    r".*`pin_memory` argument is set as true but no accelerator.*",
+]
+
+
+class Parser(LightningArgumentParser):
+    """LightningCLI's parser, with errors that name the option and the nearest valid word."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raises the parser's message, shortened, with a suggestion."""
+        raise UserError(explain(message)) from ex
+
+
+class SegvidCLI(LightningCLI):
+    """LightningCLI whose data module tells the task the number of classes, and which writes one folder a run.
+
+    Args:
+        version: name of the run's folder, `version_N`; a new one when None.
+        options: see `LightningCLI`.
+    """
+
+    def __init__(self, version: str | None = None, **options: Any) -> None:
+        self.version = version
+        super().__init__(SegmentationTask, SegmentationDataModule, **options)
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """The trainer's methods that are commands, and their arguments that are not options."""
+        skipped = {"model", "train_dataloaders", "val_dataloaders", "dataloaders", "datamodule"}
+        return {"fit": skipped, "validate": skipped, "test": skipped}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """The link from data to model, and the callbacks that every run has."""
+        parser.link_arguments("data.num_classes", "model.init_args.num_classes", apply_on="instantiate")
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(PredictionPanels, "panels")
+        parser.set_defaults(
+            {
+                "checkpoint.monitor": "val/mIoU",
+                "checkpoint.mode": "max",
+                "checkpoint.filename": "best",
+                "checkpoint.save_last": True,
+                "checkpoint.enable_version_counter": False,
+                "checkpoint.auto_insert_metric_name": False,
+                "trainer.default_root_dir": "runs",
+            }
+        )
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        parser.set_defaults({"weights_only": True})  # a checkpoint is data: unpickling code from it is refused
+        return parser
+
+    def _parse_ckpt_path(self) -> None:
+        """Lightning would let the checkpoint's hyper-parameters override the config: the wrong head could be tested."""
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """The trainer, by default with one folder a run: TensorBoard, CSV, config and checkpoints side by side."""
+        config = self._get(self.config_init, "trainer")
+        callbacks: list[Callback] = [EvaluationReport()]
+        if config.enable_progress_bar is not False and not any(
+            isinstance(c, RichProgressBar | TQDMProgressBar) for c in _as_list(config.callbacks)
+        ):
+            # A log file takes few lines, not a live display.
+            callbacks.append(RichProgressBar(leave=False) if sys.stdout.isatty() else TQDMProgressBar(refresh_rate=50))
+        if config.logger is None or config.logger is True:
+            name = f"{type(self.datamodule).__name__}-{type(self.model.head).__name__}"
+            tensorboard = TensorBoardLogger(config.default_root_dir, name=name, version=self.version)
+            csv = CSVLogger(config.default_root_dir, name=name, version=tensorboard.version)
+            kwargs["logger"] = [tensorboard, csv]
+        if config.logger is not False:
+            callbacks.append(LearningRateMonitor("step"))
+        self.trainer_defaults["callbacks"] = callbacks
+        return super().instantiate_trainer(**kwargs)
+
+
+def run(command: str, words: Sequence[str]) -> int:
+    """Runs fit, validate, test or resume with the words that follow it; returns the exit code."""
+    set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=ALLOWED_PACKAGES)
+    torch.set_float32_matmul_precision("high")
+    for message in IRRELEVANT:
+        warnings.filterwarnings("ignore", message=message)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda r: "litlogger" not in r.getMessage())
+    version = None
+    arguments = list(words)
+    if command == "resume":
+        folder, arguments = resume_arguments(arguments)
+        version, command = folder.name, "fit"
+
+    SegvidCLI(
+        version,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        seed_everything_default=0,
+        save_config_kwargs={"overwrite": True},
+        parser_class=Parser,
+        auto_configure_optimizers=False,  # the task makes its own parameter groups
+        args=[command, *arguments],
+    )
+    return 0
+
+
+def resume_arguments(words: list[str]) -> tuple[Path, list[str]]:
+    """`RUN [options]` as the options of the fit that goes on with it; also the run's folder."""
+    if not words or words[0].startswith("-"):
+        raise UserError("name the folder of the run: segvid resume runs/VOC-DANetHead/version_0")
+    folder = Path(words[0])
+    config, checkpoint = folder / "config.yaml", folder / "checkpoints" / "last.ckpt"
+    for file in (config, checkpoint):
+        if not file.is_file():
+            raise UserError(f"{folder} is not a run that can be resumed: there is no {file}.")
+    root, name = folder.resolve().parent.parent, folder.name
+    if not re.fullmatch(r"version_\d+", name):
+        raise UserError(f"{folder} is not the folder of a run; it ends in version_N.")
+    return folder, [
+        "--config", str(config), "--ckpt_path", str(checkpoint), "--trainer.default_root_dir", str(root), *words[1:],
+    ]  # fmt: skip
+
+
+def explain(message: str) -> str:
+    """What is wrong in the parser's many lines, and the nearest valid word to what was not known."""
+    if "Did you mean" in message:
+        return message  # a nested parser's, explained already
+    noise = ("Subtypes:", "Errors:", "- Expected a <class 'NoneType'>", "Given value", "- Expected a path but")
+    lines = [line.strip() for line in message.splitlines()]
+    lines = [line.removeprefix("- ") for line in lines if line and not line.startswith(noise)]
+    lines = [line.replace("Does not validate against any of the Union subtypes", "").strip() for line in lines]
+    text = " ".join(dict.fromkeys(line for line in lines if line))
+    text = re.sub(r"Expected a dot import path string: (\S+)", r"there is no class \1.", text)
+    text = text if len(text) <= 500 else text[:500] + " ..."
+    unknown = re.findall(
+        r"[Uu]nrecognized arguments?: --([\w.]+)|Option '([\w.]+)'|Key '([\w.]+)'|key \"?'?([\w.]+)'? is not expected|"
+        r"no class ([\w.]+)\.|nested key '([\w.]+)'|class_path '([\w.]+)'",
+        text,
+    )
+    words = [word.split(".")[-1] for match in unknown for word in match if word]
+    near = [known for word in words for known in difflib.get_close_matches(word, known_words(), n=2, cutoff=0.75)]
+    near = [word for word in dict.fromkeys(near) if word not in words]
+    return text + (f" Did you mean {' or '.join(near)}?" if near else "")
+
+
+def known_words() -> list[str]:
+    """Class names and parameter names that a config can hold."""
+    words: list[str] = []
+    modules = (segvid.segmentation.heads, segvid.backbones, segvid.data, segvid.segmentation.losses)
+    for module in modules:
+        for name, member in vars(module).items():
+            if inspect.isclass(member) and member.__module__.startswith("segvid"):
+                words += [name, *inspect.signature(member).parameters]
+    for member in (SegmentationTask, SegmentationDataModule, Trainer):
+        words += [member.__name__, *inspect.signature(member).parameters]
+    return list(dict.fromkeys([*words, "trainer", "model", "data", "checkpoint", "panels", "init_args", "class_path"]))
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [] if value is None else [value]
