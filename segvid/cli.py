@@ -4,6 +4,8 @@ import os
 import sys
 from collections.abc import Sequence
 
+from segvid.errors import UserError
+
 USAGE = """\
 usage: segvid <command> [options]          (lightning <command> and python -m segvid <command> are the same)
 
@@ -36,13 +38,12 @@ def main(args: Sequence[str] | None = None) -> int:
         print(f"segvid {__version__}")
         return 0
     command, rest = words[0], words[1:]
-    from segvid.errors import UserError
-
     try:
         if command == "compare":
             from segvid.compare.command import compare
 
-            return compare(rest)
+            code: int = compare(rest)
+            return code
         if command in ("fit", "validate", "test", "resume"):
             os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
             from segvid.training import run
@@ -50,11 +51,21 @@ def main(args: Sequence[str] | None = None) -> int:
             return run(command, rest)
         print(f"segvid: there is no command {command!r}.\n\n{USAGE}", end="", file=sys.stderr)
         return 2
-    except UserError as error:
-        if debug:
+    except Exception as error:
+        message = user_message(error)
+        if debug or message is None:
             raise
-        print(f"segvid {command}: {error}", file=sys.stderr)
+        print(f"segvid {command}: {message}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"segvid {command}: interrupted.", file=sys.stderr)
         return 130
+
+
+def user_message(error: BaseException | None) -> str | None:
+    """The sentence of the `UserError` that an error is, or that it was raised from; None if it is none."""
+    while error is not None:
+        if isinstance(error, UserError):
+            return str(error)
+        error = error.__cause__ or error.__context__
+    return None

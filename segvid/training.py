@@ -53,13 +53,25 @@ class SegvidCLI(LightningCLI):
     """LightningCLI whose data module tells the task the number of classes, and which writes one folder a run.
 
     Args:
-        version: name of the run's folder, `version_N`; a new one when None.
+        folder: the run's folder; a new `runs/<data>-<head>/version_N` when None.
+        callbacks: to add to those of the config.
         options: see `LightningCLI`.
     """
 
-    def __init__(self, version: str | None = None, **options: Any) -> None:
-        self.version = version
-        super().__init__(SegmentationTask, SegmentationDataModule, **options)
+    def __init__(self, folder: Path | None = None, callbacks: Sequence[Callback] = (), **options: Any) -> None:
+        self.folder = folder
+        self.callbacks = list(callbacks)
+        super().__init__(
+            SegmentationTask,
+            SegmentationDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            seed_everything_default=0,
+            save_config_kwargs={"overwrite": True},
+            parser_class=Parser,
+            auto_configure_optimizers=False,  # the task makes its own parameter groups
+            **options,
+        )
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -95,17 +107,21 @@ class SegvidCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The trainer, by default with one folder a run: TensorBoard, CSV, config and checkpoints side by side."""
         config = self._get(self.config_init, "trainer")
-        callbacks: list[Callback] = [EvaluationReport()]
+        callbacks: list[Callback] = [EvaluationReport(), *self.callbacks]
         if config.enable_progress_bar is not False and not any(
             isinstance(c, RichProgressBar | TQDMProgressBar) for c in _as_list(config.callbacks)
         ):
             # A log file takes few lines, not a live display.
             callbacks.append(RichProgressBar(leave=False) if sys.stdout.isatty() else TQDMProgressBar(refresh_rate=50))
         if config.logger is None or config.logger is True:
-            name = f"{type(self.datamodule).__name__}-{type(self.model.head).__name__}"
-            tensorboard = TensorBoardLogger(config.default_root_dir, name=name, version=self.version)
-            csv = CSVLogger(config.default_root_dir, name=name, version=tensorboard.version)
-            kwargs["logger"] = [tensorboard, csv]
+            if self.folder is not None:
+                root, name, version = self.folder.parent, "", self.folder.name
+            else:
+                root = Path(config.default_root_dir)
+                name = f"{type(self.datamodule).__name__}-{type(self.model.head).__name__}"
+                version = None
+            tensorboard = TensorBoardLogger(root, name=name, version=version)
+            kwargs["logger"] = [tensorboard, CSVLogger(root, name=name, version=tensorboard.version)]
         if config.logger is not False:
             callbacks.append(LearningRateMonitor("step"))
         self.trainer_defaults["callbacks"] = callbacks
@@ -114,32 +130,26 @@ class SegvidCLI(LightningCLI):
 
 def run(command: str, words: Sequence[str]) -> int:
     """Runs fit, validate, test or resume with the words that follow it; returns the exit code."""
+    prepare()
+    if command == "resume":
+        folder, words = resume_arguments(words)
+        SegvidCLI(folder, args=["fit", *words])
+    else:
+        SegvidCLI(args=[command, *words])
+    return 0
+
+
+def prepare() -> None:
+    """Settings of the process: what configs may import, float32 precision, which warnings are not worth a line."""
     set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=ALLOWED_PACKAGES)
     torch.set_float32_matmul_precision("high")
     for message in IRRELEVANT:
         warnings.filterwarnings("ignore", message=message)
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda r: "litlogger" not in r.getMessage())
-    version = None
-    arguments = list(words)
-    if command == "resume":
-        folder, arguments = resume_arguments(arguments)
-        version, command = folder.name, "fit"
-
-    SegvidCLI(
-        version,
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        seed_everything_default=0,
-        save_config_kwargs={"overwrite": True},
-        parser_class=Parser,
-        auto_configure_optimizers=False,  # the task makes its own parameter groups
-        args=[command, *arguments],
-    )
-    return 0
 
 
-def resume_arguments(words: list[str]) -> tuple[Path, list[str]]:
-    """`RUN [options]` as the options of the fit that goes on with it; also the run's folder."""
+def resume_arguments(words: Sequence[str]) -> tuple[Path, list[str]]:
+    """`RUN [options]` as the run's folder and the options of the fit that goes on with it."""
     if not words or words[0].startswith("-"):
         raise UserError("name the folder of the run: segvid resume runs/VOC-DANetHead/version_0")
     folder = Path(words[0])
@@ -147,12 +157,7 @@ def resume_arguments(words: list[str]) -> tuple[Path, list[str]]:
     for file in (config, checkpoint):
         if not file.is_file():
             raise UserError(f"{folder} is not a run that can be resumed: there is no {file}.")
-    root, name = folder.resolve().parent.parent, folder.name
-    if not re.fullmatch(r"version_\d+", name):
-        raise UserError(f"{folder} is not the folder of a run; it ends in version_N.")
-    return folder, [
-        "--config", str(config), "--ckpt_path", str(checkpoint), "--trainer.default_root_dir", str(root), *words[1:],
-    ]  # fmt: skip
+    return folder, ["--config", str(config), "--ckpt_path", str(checkpoint), *words[1:]]
 
 
 def explain(message: str) -> str:

@@ -1,1 +1,1 @@
-"""Attention mechanisms: modules from `(B, C, *grid)` to `(B, C, *grid)` that know nothing of classes, labels or Lightning."""
+"""Attention mechanisms: modules on `(B, C, *grid)` that know nothing of classes, labels or Lightning."""

@@ -7,6 +7,7 @@ Chen et al., DeepLabV3, 2017, section 3.2.1, https://arxiv.org/abs/1706.05587
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -68,7 +69,7 @@ class ResNet(Backbone):
                 "of a local file as backbone.init_args.weights, or null to train from scratch."
             ) from error
         if multi_grid is not None:
-            set_multi_grid(self.body.layer4, multi_grid)
+            set_multi_grid(self.body.get_submodule("layer4"), multi_grid)
         if weights is not None and weights != "imagenet":
             load_weights(self.body, Path(weights))
         self.measure(in_channels, output_stride)
@@ -82,8 +83,8 @@ def set_multi_grid(stage: nn.Module, multi_grid: Sequence[int]) -> None:
     blocks = list(stage.children())
     if len(blocks) != len(multi_grid):
         raise UserError(
-            f"multi_grid {list(multi_grid)} has {len(multi_grid)} factors, but the last stage has {len(blocks)} blocks: "
-            "give one factor for each."
+            f"multi_grid {list(multi_grid)} has {len(multi_grid)} factors, but the last stage has {len(blocks)} "
+            "blocks: give one factor for each."
         )
     rate = max(conv.dilation[0] for conv in blocks[-1].modules() if isinstance(conv, nn.Conv2d))
     for block, factor in zip(blocks, multi_grid, strict=True):
@@ -105,7 +106,7 @@ def load_weights(body: nn.Module, path: Path) -> None:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
-            state = load_file(path)
+            state: dict[str, Any] = load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:

@@ -24,9 +24,7 @@ class SMPEncoder(Backbone):
         UserError: unknown name or weights, stride not achieved.
     """
 
-    def __init__(
-        self, name: str, *, output_stride: int = 16, weights: str | None = None, in_channels: int = 3
-    ) -> None:
+    def __init__(self, name: str, *, output_stride: int = 16, weights: str | None = None, in_channels: int = 3) -> None:
         super().__init__()
         try:
             self.body = smp.encoders.get_encoder(

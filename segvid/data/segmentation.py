@@ -164,7 +164,10 @@ class SegmentationDataModule(LightningDataModule):
         self.mean = mean
         self.std = std
         if len(self.palette) != len(self.class_names):
-            raise UserError(f"{len(self.class_names)} class names, but {len(self.palette)} colours in the palette.")
+            raise UserError(
+                f"There are {len(self.class_names)} class names, but {len(self.palette)} colours in the palette: "
+                "correct data.init_args.class_names or data.init_args.palette."
+            )
 
     @property
     def num_classes(self) -> int:

@@ -79,7 +79,8 @@ class OhemCrossEntropy(SegmentationLoss):
             kept = min(self.min_kept * len(mask), len(confident))
             limit = torch.clamp(confident[kept - 1], min=self.threshold)
             hard = counted & (probability <= limit)
-        return self.cross_entropy(logits, torch.where(hard, mask, torch.full_like(mask, IGNORED)))
+        loss: Tensor = self.cross_entropy(logits, torch.where(hard, mask, torch.full_like(mask, IGNORED)))
+        return loss
 
 
 class Dice(SegmentationLoss):

@@ -38,11 +38,11 @@ class SegmentationScores:
         dice: Dice of every class.
     """
 
-    mIoU: float  # noqa: N815 - the field's names
-    mAcc: float  # noqa: N815
-    aAcc: float  # noqa: N815
-    mDice: float  # noqa: N815
-    fwIoU: float  # noqa: N815
+    mIoU: float
+    mAcc: float
+    aAcc: float
+    mDice: float
+    fwIoU: float
     iou: list[float]
     accuracy: list[float]
     dice: list[float]

@@ -113,9 +113,9 @@ class PredictionPanels(Callback):
         if missing <= 0 or not trainer.is_global_zero:
             return
         data = _data(trainer)
-        for image, mask, prediction in list(
-            zip(batch["image"], batch["mask"], outputs["prediction"], strict=True)
-        )[:missing]:
+        for image, mask, prediction in list(zip(batch["image"], batch["mask"], outputs["prediction"], strict=True))[
+            :missing
+        ]:
             self.rows.append(panel(image, mask, prediction, data))
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -130,7 +130,7 @@ class PredictionPanels(Callback):
             folder.mkdir(parents=True, exist_ok=True)
             Image.fromarray(sheet).save(folder / f"step_{trainer.global_step:07d}.png")
         for logger in trainer.loggers:
-            add_image = getattr(logger.experiment, "add_image", None)
+            add_image = getattr(getattr(logger, "experiment", None), "add_image", None)
             if add_image is not None:
                 add_image("val/predictions", sheet, trainer.global_step, dataformats="HWC")
 

@@ -1,5 +1,6 @@
 """The field's learning-rate schedule: polynomial decay a step, after a linear warm-up."""
 
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -32,7 +33,7 @@ class PolyLR(LRScheduler):
         self.min_ratio = min_ratio
         super().__init__(optimizer, last_epoch)
 
-    def get_lr(self) -> list[float]:
+    def get_lr(self) -> list[float | Tensor]:
         """The learning rate of every group at the present step."""
         factor = self.factor(self.last_epoch)
         return [base * factor for base in self.base_lrs]

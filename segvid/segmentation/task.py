@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torchmetrics.classification import MulticlassConfusionMatrix
 
 from segvid.backbones.base import Backbone
 from segvid.errors import UserError
@@ -125,9 +126,12 @@ class SegmentationTask(LightningModule):
         mask = batch["mask"]
         logits = resize(self.head(self.backbone(batch["image"])), mask.shape[-2:])
         prediction = logits.argmax(dim=1)
-        self.confusion[stage].update(prediction, mask)
+        self._metric(stage).update(prediction, mask)
         self.log(f"{stage}/loss", self.loss(logits, mask), batch_size=len(mask), sync_dist=True)
         return {"prediction": prediction}
+
+    def _metric(self, stage: str) -> MulticlassConfusionMatrix:
+        return cast(MulticlassConfusionMatrix, self.confusion[stage])
 
     def on_validation_epoch_end(self) -> None:
         """Figures of the whole validation split."""
@@ -138,8 +142,8 @@ class SegmentationTask(LightningModule):
         self._finish_evaluation("test")
 
     def _finish_evaluation(self, stage: str) -> None:
-        metric = self.confusion[stage]
-        counts = cast(Tensor, metric.compute()).cpu()
+        metric = self._metric(stage)
+        counts: Tensor = metric.compute().cpu()
         metric.reset()
         if self.trainer.sanity_checking:
             return  # a few batches of an untrained model are no result

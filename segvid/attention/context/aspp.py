@@ -38,4 +38,5 @@ class ASPP(nn.Module):
         maps = [pooled.expand(-1, -1, x.shape[2], x.shape[3])]
         for branch in self.branches:
             maps.append(branch(x))
-        return self.project(torch.cat(maps, dim=1))
+        out: Tensor = self.project(torch.cat(maps, dim=1))
+        return out

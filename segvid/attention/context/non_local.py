@@ -47,4 +47,5 @@ class NonLocal(nn.Module):
         key = self.key(tokens).transpose(1, 2)
         value = self.value(tokens).transpose(1, 2)
         y = softmax_attention(query, key, value, self.scale).transpose(1, 2)  # (B, d, N)
-        return x + self.norm(self.out(y)).reshape(x.shape)
+        z: Tensor = self.norm(self.out(y)).reshape(x.shape)
+        return z + x

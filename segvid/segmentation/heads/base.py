@@ -94,4 +94,5 @@ class ContextHead(SegmentationHead):
     def forward(self, features: list[Tensor]) -> Tensor:
         x = features[self.in_index]
         y = self.out_conv(self.context(self.in_conv(x)))
-        return self.classifier(self.bottleneck(torch.cat([x, y], dim=1)))
+        logits: Tensor = self.classifier(self.bottleneck(torch.cat([x, y], dim=1)))
+        return logits

@@ -64,7 +64,8 @@ class DANetHead(SegmentationHead):
 
     def forward(self, features: list[Tensor]) -> Tensor:
         position, channel = self.branches(features[-1])
-        return self.classifier(position + channel)
+        logits: Tensor = self.classifier(position + channel)
+        return logits
 
     @torch.jit.unused
     def supervised(self, features: list[Tensor]) -> list[Tensor]:

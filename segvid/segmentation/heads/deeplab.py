@@ -48,7 +48,8 @@ class DeepLabV3Head(SegmentationHead):
         self.classifier = classifier(width, num_classes, dropout)
 
     def forward(self, features: list[Tensor]) -> Tensor:
-        return self.classifier(self.aspp(features[-1]))
+        logits: Tensor = self.classifier(self.aspp(features[-1]))
+        return logits
 
 
 class DeepLabV3PlusHead(SegmentationHead):
@@ -86,4 +87,5 @@ class DeepLabV3PlusHead(SegmentationHead):
     def forward(self, features: list[Tensor]) -> Tensor:
         low = self.low(features[0])  # (B, low_channels, H_first, W_first)
         high = F.interpolate(self.aspp(features[-1]), size=low.shape[2:], mode="bilinear", align_corners=False)
-        return self.classifier(self.decoder(torch.cat([high, low], dim=1)))
+        logits: Tensor = self.classifier(self.decoder(torch.cat([high, low], dim=1)))
+        return logits

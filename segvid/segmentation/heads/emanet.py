@@ -54,4 +54,5 @@ class EMANetHead(SegmentationHead):
         self.classifier = classifier(max(width // 2, 1), num_classes, dropout)
 
     def forward(self, features: list[Tensor]) -> Tensor:
-        return self.classifier(self.out_conv(self.attention(self.in_conv(features[-1]))))
+        logits: Tensor = self.classifier(self.out_conv(self.attention(self.in_conv(features[-1]))))
+        return logits

@@ -57,4 +57,5 @@ class FCNHead(SegmentationHead):
         y = self.convs(x)
         if self.concat_input:
             y = self.bottleneck(torch.cat([x, y], dim=1))
-        return self.classifier(y)
+        logits: Tensor = self.classifier(y)
+        return logits

@@ -45,4 +45,5 @@ class PSPNetHead(SegmentationHead):
         self.classifier = classifier(width, num_classes, dropout)
 
     def forward(self, features: list[Tensor]) -> Tensor:
-        return self.classifier(self.bottleneck(self.pyramid_pooling(features[-1])))
+        logits: Tensor = self.classifier(self.bottleneck(self.pyramid_pooling(features[-1])))
+        return logits

@@ -1,0 +1,105 @@
+"""What the models of a comparison cost: parameters, floating-point operations, latency and memory of one image.
+
+`python -m segvid.compare.cost SPEC.json`: all models in one process, timed in turns, so that a busy machine slows all
+of them alike. On a CPU the time is the process's CPU time on one thread; on a GPU it is the time between two events.
+"""
+
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from segvid.compare.run import write_json
+from segvid.training import SegvidCLI, prepare
+
+ROUNDS = 9
+
+
+def main(spec_file: str) -> int:
+    """Measures every model of the specification that can be built; writes its `output`."""
+    spec = json.loads(Path(spec_file).read_text())
+    prepare()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    models: dict[str, nn.Module] = {}
+    images: dict[str, Tensor] = {}
+    results: dict[str, dict[str, Any]] = {}
+    for name, words in spec["rows"].items():
+        try:
+            cli = SegvidCLI(run=False, save_config_callback=None, args=[*words, "--trainer.logger=false"])
+            sample = cli.datamodule.dataset("val", augmented=False)[0]["image"]
+            models[name] = cli.model.eval().requires_grad_(False).to(device)
+            images[name] = sample.unsqueeze(0).to(device)
+            results[name] = count(models[name], images[name])
+        except Exception as error:
+            results[name] = {"reason": f"{type(error).__name__}: {error}".splitlines()[0][:300]}
+            models.pop(name, None)
+    torch.set_num_threads(1)
+    times: dict[str, list[float]] = {name: [] for name in models}
+    with torch.inference_mode():
+        for _ in range(ROUNDS + 1):  # the first round warms up
+            for name, model in models.items():
+                times[name].append(milliseconds(model, images[name]))
+        for name, model in models.items():
+            results[name]["latency_ms"] = statistics.median(times[name][1:])
+            results[name]["memory_mb"] = peak_memory_mb(model, images[name])
+    kind = torch.cuda.get_device_name() if device.type == "cuda" else "CPU, one thread, CPU time"
+    write_json(Path(spec["output"]), {"device": kind, "torch": torch.__version__, "rows": results})
+    return 0
+
+
+def count(model: nn.Module, image: Tensor) -> dict[str, Any]:
+    """Parameters in millions and GFLOPs (one multiply-add = 2) of one image."""
+    counter = FlopCounterMode(display=False)
+    with counter, torch.no_grad():
+        model(image)
+    evaluated = [model.get_submodule(name) for name in ("backbone", "head")]  # not the auxiliary head
+    return {
+        "parameters_m": sum(p.numel() for module in evaluated for p in module.parameters()) / 1e6,
+        "gflops": counter.get_total_flops() / 1e9,
+        "input": list(image.shape[2:]),
+    }
+
+
+def milliseconds(model: nn.Module, image: Tensor) -> float:
+    """Time of one forward."""
+    if image.device.type == "cuda":
+        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        start.record()
+        model(image)
+        stop.record()
+        torch.cuda.synchronize()
+        return float(start.elapsed_time(stop))
+    before = time.process_time()
+    model(image)
+    return 1e3 * (time.process_time() - before)
+
+
+def peak_memory_mb(model: nn.Module, image: Tensor) -> float:
+    """Largest memory that one forward holds at a time beyond parameters and image."""
+    if image.device.type == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        model(image)
+        torch.cuda.synchronize()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        model(image)
+    assert profile.profiler is not None
+    assert profile.profiler.kineto_results is not None
+    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    held = peak = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak / 2**20
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

@@ -1,0 +1,138 @@
+"""One run of a comparison in a process of its own: `python -m segvid.compare.run SPEC.json`.
+
+A process of its own, because then a head that fails, or that the system kills for its memory, is one row of the table
+and not the end of the comparison; because each starts from the same state; and because it is the same program that
+`segvid fit` runs.
+"""
+
+import json
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import Timer
+from PIL import Image
+
+from segvid.errors import UserError
+from segvid.segmentation.reporting import denormalise, without_nan
+from segvid.segmentation.task import SegmentationTask
+from segvid.training import SegvidCLI, prepare
+
+
+class Progress(Callback):
+    """Writes the step for the parent process, at most once a second.
+
+    Args:
+        file: where to.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.written = 0.0
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Writes step, number of steps and loss."""
+        if trainer.is_global_zero and time.monotonic() - self.written > 1:
+            self.written = time.monotonic()
+            loss = float(trainer.callback_metrics.get("train/loss", float("nan")))
+            state = {"step": trainer.global_step, "steps": trainer.estimated_stepping_batches, "loss": loss}
+            write_json(self.file, state)
+
+
+def main(spec_file: str) -> int:
+    """Trains (or loads) and evaluates; writes `result.json`; returns the exit code."""
+    spec = json.loads(Path(spec_file).read_text())
+    folder = Path(spec["folder"])
+    result = {"name": spec["name"], "seed": spec["seed"], "fingerprint": spec["fingerprint"], "status": "failed"}
+    try:
+        result |= execute(spec, folder)
+    except UserError as error:
+        result["reason"] = str(error)
+    except torch.OutOfMemoryError:
+        result["reason"] = "out of memory: lower data.init_args.batch_size or the crop"
+    except Exception as error:
+        result["reason"] = f"{type(error).__name__}: {error}".splitlines()[0][:300]
+        write_json(folder / "result.json", result)
+        raise
+    write_json(folder / "result.json", result)
+    return 0 if result["status"] == "done" else 1
+
+
+def execute(spec: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Trains or loads, evaluates, predicts the pictures; gives the figures."""
+    prepare()
+    words = list(spec["words"])
+    timer = Timer()
+    progress = Progress(folder / "progress.json")
+    last = folder / "checkpoints" / "last.ckpt"
+    if spec["checkpoint"] is not None:
+        command = ["validate", *words, "--ckpt_path", spec["checkpoint"]]
+    else:
+        command = ["fit", *words, *(["--ckpt_path", str(last)] if last.is_file() else [])]
+    cli = SegvidCLI(folder, [timer, progress], args=[*command, "--trainer.enable_progress_bar=false"])
+    task, data = cli.model, cli.datamodule
+    assert isinstance(task, SegmentationTask)
+    if "val" not in task.scores:
+        raise UserError("the training ended without a validation: check trainer.val_check_interval and the budget.")
+    trained = spec["checkpoint"] is None
+    seconds = timer.time_elapsed("train") if trained else None
+    steps = cli.trainer.global_step if trained else None
+    write_pictures(task, data, folder / "pictures", spec["images"])
+    samples = steps * data.batch_size * cli.trainer.world_size if steps else None
+    return {
+        "status": "done",
+        "head": type(task.head).__name__,
+        "backbone": type(task.backbone).__name__,
+        **task.scores["val"].asdict(),
+        "class_names": data.class_names,
+        "palette": data.palette,
+        "steps": steps,
+        "train_seconds": seconds,
+        "images_per_second": samples / seconds if samples and seconds else None,
+        "train_memory_mb": training_memory_mb() if trained else None,
+        "checkpoint": spec["checkpoint"] or str(last),
+    }
+
+
+def training_memory_mb() -> float:
+    """Peak memory of this process so far: of the GPU where there is one, else resident."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**10 if sys.platform != "darwin" else peak / 2**20
+
+
+def write_pictures(task: SegmentationTask, data: Any, folder: Path, count: int) -> None:
+    """The first validation images, their masks and what the head predicts, as PNGs (masks as class indices)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    samples = data.dataset("val", augmented=False)
+    device = next(task.parameters()).device
+    task.eval()
+    for index in range(min(count, len(samples))):
+        sample = samples[index]
+        with torch.no_grad():
+            logits = task(sample["image"].unsqueeze(0).to(device))
+            size = sample["mask"].shape
+            prediction = torch.nn.functional.interpolate(logits, size=size, mode="bilinear").argmax(1)[0]
+        picture = Image.fromarray(denormalise(sample["image"], data)).resize((size[1], size[0]))
+        picture.save(folder / f"{index}_image.png")
+        for name, classes in (("mask", sample["mask"]), ("prediction", prediction)):
+            Image.fromarray(classes.byte().cpu().numpy()).save(folder / f"{index}_{name}.png")
+
+
+def write_json(file: Path, content: Any) -> None:
+    """Writes the file whole or not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_suffix(".partial")
+    partial.write_text(json.dumps(without_nan(content), indent=1) + "\n")
+    partial.replace(file)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))
