@@ -24,7 +24,7 @@ import segvid.segmentation.losses
 import segvid.segmentation.schedule
 from segvid.data.segmentation import SegmentationDataModule
 from segvid.errors import UserError
-from segvid.segmentation.reporting import EvaluationReport, PredictionPanels
+from segvid.segmentation.reporting import EvaluationReport, PredictionPanels, TrainingClock
 from segvid.segmentation.task import SegmentationTask
 
 # What a config may name. Everything else is refused before it is imported: a config is data, not a program.
@@ -107,12 +107,12 @@ class SegvidCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The trainer, by default with one folder a run: TensorBoard, CSV, config and checkpoints side by side."""
         config = self._get(self.config_init, "trainer")
-        callbacks: list[Callback] = [EvaluationReport(), *self.callbacks]
+        callbacks: list[Callback] = [TrainingClock(), EvaluationReport(), *self.callbacks]
         if config.enable_progress_bar is not False and not any(
             isinstance(c, RichProgressBar | TQDMProgressBar) for c in _as_list(config.callbacks)
         ):
             # A log file takes few lines, not a live display.
-            callbacks.append(RichProgressBar(leave=False) if sys.stdout.isatty() else TQDMProgressBar(refresh_rate=50))
+            callbacks.append(RichProgressBar(leave=False) if sys.stdout.isatty() else TQDMProgressBar(refresh_rate=10))
         if config.logger is None or config.logger is True:
             if self.folder is not None:
                 root, name, version = self.folder.parent, "", self.folder.name

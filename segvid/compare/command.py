@@ -1,6 +1,7 @@
 """The command `segvid compare`: runs what is not done yet, measures the cost, writes the report."""
 
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -32,7 +33,7 @@ def compare(words: Sequence[str]) -> int:
     output = Path(comparison.output)
     output.mkdir(parents=True, exist_ok=True)
     console = Console()
-    command = "segvid compare " + " ".join(words)
+    command = shlex.join(["segvid", "compare", *words])
     done = sum(finished(run) is not None for run in runs)
     console.print(f"{comparison.title}: {len(runs)} runs, {done} done already. All files: {output}", highlight=False)
     try:

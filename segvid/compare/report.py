@@ -38,10 +38,11 @@ COLUMNS = (
 )
 CONVENTIONS = (
     "mIoU: mean and, over several seeds, standard deviation (n - 1), from one confusion matrix over the whole "
-    "validation split with the weights at the end of training. GFLOPs: of one image, one multiply-add = 2, convolutions "
-    "and matrix products only. Latency: median of 9 forwards of one image, all models in turns in one process. Memory: "
-    "most that one forward holds beyond parameters and image. Training memory: peak of the GPU where there is one, else "
-    "of the whole process. Parameters, operations, latency and memory are of backbone and head without the auxiliary head."
+    "validation split with the weights at the end of training. GFLOPs: of one image, one multiply-add = 2, "
+    "convolutions and matrix products only. Latency: median of 9 forwards of one image, all models in turns in one "
+    "process. Memory: most that one forward holds beyond parameters and image. Training memory: peak of the GPU where "
+    "there is one, else of the whole process. Parameters, operations, latency and memory are of backbone and head "
+    "without the auxiliary head."
 )
 STYLE = """
 :root { color-scheme: light dark; --line: #8884; --best: #2a9d5c33; }
@@ -247,6 +248,24 @@ def picture_rows(results: dict[str, Any], output: Path) -> list[list[tuple[str, 
     return rows
 
 
+def draw_sheet(pictures: list[list[tuple[str, bytes]]]) -> bytes:
+    """All pictures as one PNG: a row for every image, a column for every head."""
+    width = len(pictures[0])
+    image = Image.open(io.BytesIO(pictures[0][0][1]))
+    shape = (1.6 * width, (1.6 * image.height / image.width + 0.05) * len(pictures) + 0.3)
+    figure, grid = plt.subplots(len(pictures), width, figsize=shape, squeeze=False, layout="compressed")
+    for row, row_of_pictures in zip(grid, pictures, strict=True):
+        for axes, (name, content) in zip(row, row_of_pictures, strict=True):
+            axes.imshow(Image.open(io.BytesIO(content)).convert("RGB"), interpolation="nearest")
+            axes.axis("off")
+            if row is grid[0]:
+                axes.set_title(name, fontsize=10)
+    sheet = io.BytesIO()
+    figure.savefig(sheet, format="png", dpi=100)
+    plt.close(figure)
+    return sheet.getvalue()
+
+
 def coloured(file: Path, palette: Sequence[Sequence[int]]) -> bytes:
     """A mask of class indices as a PNG in the palette's colours; ignored pixels are white."""
     image = Image.fromarray(np.asarray(Image.open(file)), mode="P")
@@ -296,16 +315,9 @@ def markdown(
     for key, content in charts.items():
         (folder / f"{key}.png").write_bytes(content)
         lines += [f"![mIoU against {key}](pictures/{key}.png)", ""]
-    for index, row_of_pictures in enumerate(pictures):
-        for name, content in row_of_pictures:
-            (folder / f"{index}_{name}.png".replace("/", "_").replace(" ", "_")).write_bytes(content)
     if pictures:
-        lines += ["## The same validation images, predicted by every head", ""]
-        names = [name for name, _ in pictures[0]]
-        lines += ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
-        for index in range(len(pictures)):
-            files = [f"pictures/{index}_{name}.png".replace(" ", "_") for name in names]
-            lines.append("| " + " | ".join(f"![]({file})" for file in files) + " |")
+        (folder / "predictions.png").write_bytes(draw_sheet(pictures))
+        lines += ["## The same validation images, predicted by every head", "", "![](pictures/predictions.png)"]
     return "\n".join(lines) + "\n"
 
 

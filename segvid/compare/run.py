@@ -6,7 +6,6 @@ and not the end of the comparison; because each starts from the same state; and 
 """
 
 import json
-import resource
 import sys
 import time
 from pathlib import Path
@@ -14,11 +13,10 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import Timer
 from PIL import Image
 
 from segvid.errors import UserError
-from segvid.segmentation.reporting import denormalise, without_nan
+from segvid.segmentation.reporting import denormalise, peak_memory_mb, training_clock, without_nan
 from segvid.segmentation.task import SegmentationTask
 from segvid.training import SegvidCLI, prepare
 
@@ -68,23 +66,21 @@ def execute(spec: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Trains or loads, evaluates, predicts the pictures; gives the figures."""
     prepare()
     words = list(spec["words"])
-    timer = Timer()
     progress = Progress(folder / "progress.json")
     last = folder / "checkpoints" / "last.ckpt"
     if spec["checkpoint"] is not None:
         command = ["validate", *words, "--ckpt_path", spec["checkpoint"]]
     else:
         command = ["fit", *words, *(["--ckpt_path", str(last)] if last.is_file() else [])]
-    cli = SegvidCLI(folder, [timer, progress], args=[*command, "--trainer.enable_progress_bar=false"])
+    cli = SegvidCLI(folder, [progress], args=[*command, "--trainer.enable_progress_bar=false"])
     task, data = cli.model, cli.datamodule
     assert isinstance(task, SegmentationTask)
     if "val" not in task.scores:
         raise UserError("the training ended without a validation: check trainer.val_check_interval and the budget.")
     trained = spec["checkpoint"] is None
-    seconds = timer.time_elapsed("train") if trained else None
-    steps = cli.trainer.global_step if trained else None
+    clock = training_clock(cli.trainer)
+    assert clock is not None  # SegvidCLI adds one
     write_pictures(task, data, folder / "pictures", spec["images"])
-    samples = steps * data.batch_size * cli.trainer.world_size if steps else None
     return {
         "status": "done",
         "head": type(task.head).__name__,
@@ -92,20 +88,12 @@ def execute(spec: dict[str, Any], folder: Path) -> dict[str, Any]:
         **task.scores["val"].asdict(),
         "class_names": data.class_names,
         "palette": data.palette,
-        "steps": steps,
-        "train_seconds": seconds,
-        "images_per_second": samples / seconds if samples and seconds else None,
-        "train_memory_mb": training_memory_mb() if trained else None,
+        "steps": cli.trainer.global_step if trained else None,
+        "train_seconds": clock.seconds if trained else None,
+        "images_per_second": clock.images_per_second if trained else None,
+        "train_memory_mb": peak_memory_mb() if trained else None,
         "checkpoint": spec["checkpoint"] or str(last),
     }
-
-
-def training_memory_mb() -> float:
-    """Peak memory of this process so far: of the GPU where there is one, else resident."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**20
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**10 if sys.platform != "darwin" else peak / 2**20
 
 
 def write_pictures(task: SegmentationTask, data: Any, folder: Path, count: int) -> None:

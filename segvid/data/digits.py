@@ -25,7 +25,7 @@ PALETTE = [
     *[(20, 40, 120), (40, 90, 190), (70, 140, 235), (110, 190, 250), (175, 225, 255)],
 ]
 MARKS = np.array([(225, 35, 35), (35, 60, 230)], dtype=np.uint8)
-MARK_SIZE = 10
+MARK_SIZE = 12
 
 
 @lru_cache(maxsize=1)
@@ -93,7 +93,7 @@ def make_scene(
 
 
 class DigitScenesDataset(Dataset[Sample]):
-    """Scenes that exist only when they are asked for; scene `index` is the same in every epoch and process.
+    """Scenes made when they are first asked for, then kept; scene `index` is the same in every process.
 
     Args:
         split: "train" or "val"; their digits are disjoint.
@@ -123,6 +123,7 @@ class DigitScenesDataset(Dataset[Sample]):
         self.digits = digits
         self.mean = torch.tensor(mean).view(3, 1, 1) * 255.0
         self.std = torch.tensor(std).view(3, 1, 1) * 255.0
+        self.made: dict[int, tuple[NDArray[np.uint8], NDArray[np.uint8]]] = {}
 
     def __len__(self) -> int:
         return self.scenes
@@ -130,8 +131,10 @@ class DigitScenesDataset(Dataset[Sample]):
     def __getitem__(self, index: int) -> Sample:
         if not 0 <= index < self.scenes:
             raise IndexError(index)
-        rng = np.random.default_rng((self.seed, int(self.split == "val"), index))
-        image, mask = make_scene(rng, self.split, self.size, self.digits)
+        if index not in self.made:
+            rng = np.random.default_rng((self.seed, int(self.split == "val"), index))
+            self.made[index] = make_scene(rng, self.split, self.size, self.digits)
+        image, mask = self.made[index]
         tensor = torch.from_numpy(image).permute(2, 0, 1).float()
         return {
             "image": (tensor - self.mean) / self.std,
@@ -157,7 +160,7 @@ class DigitScenes(SegmentationDataModule):
     def __init__(
         self,
         *,
-        train_scenes: int = 16000,
+        train_scenes: int = 2400,
         val_scenes: int = 256,
         seed: int = 0,
         size: int = 64,

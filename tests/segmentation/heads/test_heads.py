@@ -1,0 +1,441 @@
+"""One body of checks for every segmentation head, over the table ROWS: a new head adds one row.
+
+Parameter counts are derived by hand for the maps of a ResNet-50, (256, 512, 1024, 2048) channels, and 19 classes, with
+c3(i, o) = 9 i o + 2 o a 3x3 convolution without bias and its batch norm, c1(i, o) = i o + 2 o the same with 1x1, and
+cls(i) = 19 i + 19 the classifier.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from segvid.segmentation import heads
+from segvid.segmentation.heads.base import SegmentationHead
+from tests import reference
+from tests.reference import randomise
+
+CHANNELS = (8, 12, 16, 32)
+CLASSES = 5
+State = Mapping[str, Tensor]
+
+
+# The papers' wiring, from raw weights: a layer by its name in the state dict
+
+
+def layer(state: State, name: str, x: Tensor, rate: int = 1) -> Tensor:
+    """Convolution, batch norm in evaluation, ReLU."""
+    norm = [state[f"{name}.1.{key}"] for key in ("weight", "bias", "running_mean", "running_var")]
+    return reference.conv_bn_relu(x, state[f"{name}.0.weight"], norm, rate)
+
+
+def affine(state: State, *names: str) -> list[list[Tensor]]:
+    """The weights, and the bias where there is one, of 1x1 convolutions."""
+    return [[state[f"{name}.{key}"] for key in ("weight", "bias") if f"{name}.{key}" in state] for name in names]
+
+
+def classify(state: State, name: str, x: Tensor) -> Tensor:
+    return reference.pointwise(x, *affine(state, f"{name}.1")[0])
+
+
+def context_frame(state: State, x: Tensor, context: Callable[[Tensor], Tensor]) -> list[Tensor]:
+    """conv3x3, context, conv3x3, concatenation [input, result], conv3x3, classifier."""
+    y = layer(state, "out_conv", context(layer(state, "in_conv", x)))
+    return [classify(state, "classifier", layer(state, "bottleneck", torch.cat([x, y], dim=1)))]
+
+
+def fcn(state: State, features: list[Tensor]) -> list[Tensor]:
+    x = features[-1]
+    y = layer(state, "convs.1", layer(state, "convs.0", x))
+    return [classify(state, "classifier", layer(state, "bottleneck", torch.cat([x, y], dim=1)))]
+
+
+def ccnet(state: State, features: list[Tensor]) -> list[Tensor]:
+    convs = affine(state, "context.query", "context.key", "context.value")
+    gamma = state["context.gamma"]
+    return context_frame(state, features[-1], lambda x: reference.criss_cross_attention(x, *convs, gamma, 2))
+
+
+def non_local(state: State, features: list[Tensor]) -> list[Tensor]:
+    convs = affine(state, "context.query", "context.key", "context.value", "context.out")
+    norm = [state[f"context.norm.{key}"] for key in ("weight", "bias", "running_mean", "running_var")]
+    return context_frame(state, features[-1], lambda x: reference.non_local(x, *convs, norm, True))
+
+
+def danet(state: State, features: list[Tensor]) -> list[Tensor]:
+    convs = affine(state, "position.query", "position.key", "position.value")
+    position = layer(state, "position_in", features[-1])
+    position = layer(state, "position_out", reference.position_attention(position, *convs, state["position.gamma"]))
+    channel = layer(state, "channel_in", features[-1])
+    channel = layer(state, "channel_out", reference.channel_attention(channel, state["channel.gamma"], "minus"))
+    return [
+        classify(state, "classifier", position + channel),
+        classify(state, "position_classifier", position),
+        classify(state, "channel_classifier", channel),
+    ]
+
+
+def emanet(state: State, features: list[Tensor]) -> list[Tensor]:
+    conv1, conv2 = affine(state, "attention.conv1", "attention.conv2")
+    norm = [state[f"attention.norm.{key}"] for key in ("weight", "bias", "running_mean", "running_var")]
+    y = layer(state, "in_conv", features[-1])
+    y = reference.expectation_maximization_attention(y, conv1, conv2, norm, state["attention.bases"][0], 3, False)
+    return [classify(state, "classifier", layer(state, "out_conv", y))]
+
+
+def pspnet(state: State, features: list[Tensor]) -> list[Tensor]:
+    names = [f"pyramid_pooling.branches.{i}" for i in range(4)]
+    weights = [state[f"{name}.0.weight"] for name in names]
+    norms = [[state[f"{n}.1.{k}"] for k in ("weight", "bias", "running_mean", "running_var")] for n in names]
+    y = reference.pyramid_pooling(features[-1], (1, 2, 3, 6), weights, norms)
+    return [classify(state, "classifier", layer(state, "bottleneck", y))]
+
+
+def aspp(state: State, x: Tensor, rates: tuple[int, ...]) -> Tensor:
+    names = ["aspp.image_pool", *(f"aspp.branches.{i}" for i in range(1 + len(rates))), "aspp.project"]
+    weights = [state[f"{name}.0.weight"] for name in names]
+    norms = [[state[f"{n}.1.{k}"] for k in ("weight", "bias", "running_mean", "running_var")] for n in names]
+    return reference.atrous_spatial_pyramid_pooling(x, rates, weights, norms)
+
+
+def deeplab_v3(state: State, features: list[Tensor]) -> list[Tensor]:
+    return [classify(state, "classifier", aspp(state, features[-1], (1, 2, 3)))]
+
+
+def deeplab_v3_plus(state: State, features: list[Tensor]) -> list[Tensor]:
+    low = layer(state, "low", features[0])
+    high = reference.resize_bilinear(aspp(state, features[-1], (1, 2, 3)), *low.shape[2:])
+    y = layer(state, "decoder.1", layer(state, "decoder.0", torch.cat([high, low], dim=1)))
+    return [classify(state, "classifier", y)]
+
+
+# The table
+
+
+@dataclass(frozen=True)
+class Row:
+    """What the shared body knows of one head.
+
+    `wiring` gives the supervised maps in evaluation from the state dict. `without_gradient` names the parameters that
+    get none, `zero_gradient` those whose gradient is mathematically 0 in training, each with the reason.
+    """
+
+    name: str
+    parameters: int
+    wiring: Callable[[State, list[Tensor]], list[Tensor]]
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    maps: int = 1
+    output_index: int = -1  # which of the feature maps the logits have the size of
+    without_gradient: Mapping[str, str] = field(default_factory=dict)
+    zero_gradient: Mapping[str, str] = field(default_factory=dict)
+
+    def make(self, **kwargs: Any) -> SegmentationHead:
+        torch.manual_seed(0)
+        return getattr(heads, self.name)(CHANNELS, CLASSES, **{**self.kwargs, **kwargs})
+
+
+KEY_BIAS = "adds the same number to all affinities of a query: cancels in the softmax"
+
+ROWS = [
+    Row(
+        "CCNetHead",
+        # frame as FCNHead 23_605_779; query and key 2 (512 * 64 + 64), value 512 * 512 + 512, gamma 1: 328_321
+        parameters=23_934_100,
+        wiring=ccnet,
+        zero_gradient={"context.key.bias": KEY_BIAS},
+    ),
+    Row(
+        "DANetHead",
+        # 2 c3(2048, 512) + 2 c3(512, 512) + position attention 328_321 + channel attention 1 + 3 cls(512)
+        parameters=23_954_619,
+        wiring=danet,
+        maps=3,
+        zero_gradient={"position.key.bias": KEY_BIAS},
+    ),
+    Row(
+        "DeepLabV3Head",
+        # ASPP 2 c1(2048, 256) + 3 c3(2048, 256) + c1(1280, 256) = 15_535_104; cls(256) = 4_883
+        parameters=15_539_987,
+        wiring=deeplab_v3,
+        kwargs={"rates": (1, 2, 3)},
+    ),
+    Row(
+        "DeepLabV3PlusHead",
+        # ASPP 15_535_104; c1(256, 48) = 12_384; c3(256 + 48, 256) = 700_928; c3(256, 256) = 590_336; cls(256) = 4_883
+        parameters=16_843_635,
+        wiring=deeplab_v3_plus,
+        kwargs={"rates": (1, 2, 3)},
+        output_index=0,
+    ),
+    Row(
+        "EMANetHead",
+        # c3(2048, 512) = 9_438_208; EM attention unit 525_824, of which 262_656 frozen; c3(512, 256) = 1_180_160;
+        # cls(256) = 4_883
+        parameters=11_149_075,
+        wiring=emanet,
+        kwargs={"bases": 4},
+        without_gradient={
+            "attention.conv1.weight": "EM runs without gradient, as in the official code",
+            "attention.conv1.bias": "EM runs without gradient, as in the official code",
+        },
+    ),
+    Row(
+        "FCNHead",
+        # c3(2048, 512) = 9_438_208; c3(512, 512) = 2_360_320; c3(2048 + 512, 512) = 11_797_504; cls(512) = 9_747
+        parameters=23_605_779,
+        wiring=fcn,
+    ),
+    Row(
+        "NonLocalHead",
+        # frame as FCNHead 23_605_779; non-local block with d = 256: 526_592
+        parameters=24_132_371,
+        wiring=non_local,
+        zero_gradient={
+            "context.key.bias": KEY_BIAS,
+            "context.value.bias": "the weights sum to 1, so it adds a constant: removed by the batch norm behind it",
+            "context.out.bias": "a constant: removed by the batch norm behind it",
+        },
+    ),
+    Row(
+        "PSPNetHead",
+        # 4 c1(2048, 512) = 4_198_400; c3(4096, 512) = 18_875_392; cls(512) = 9_747
+        parameters=23_083_539,
+        wiring=pspnet,
+    ),
+]
+
+
+@pytest.fixture(params=ROWS, ids=lambda row: row.name)
+def row(request) -> Row:
+    return request.param
+
+
+def features(batch: int = 2, height: int = 5, width: int = 7, seed: int = 1) -> list[Tensor]:
+    """The maps of a backbone with output stride 8: the first at twice the size of the others, odd as well."""
+    generator = torch.Generator().manual_seed(seed)
+    sizes = [(2 * height - 1, 2 * width - 1)] + 3 * [(height, width)]
+    return [
+        torch.randn(batch, channels, *size, generator=generator, dtype=torch.float64)
+        for channels, size in zip(CHANNELS, sizes, strict=True)
+    ]
+
+
+# The body
+
+
+def test_every_head_has_its_row():
+    assert [row.name for row in ROWS] == heads.__all__
+
+
+def test_signature(row):
+    """A config sets neither of the first two: jsonargparse leaves them to the caller. `**kwargs` would hide typos."""
+    parameters = list(inspect.signature(getattr(heads, row.name)).parameters.values())
+    assert [p.name for p in parameters[:2]] == ["in_channels", "num_classes"]
+    assert {p.kind for p in parameters[2:]} == {inspect.Parameter.KEYWORD_ONLY}
+    assert all(p.default is not inspect.Parameter.empty for p in parameters[2:])
+
+
+@pytest.mark.parametrize("size", [(5, 7), (9, 4), (1, 6)], ids=str)
+def test_logits_have_the_size_of_the_feature_map(row, size):
+    maps = features(2, *size)
+    logits = row.make().double().eval()(maps)
+    assert logits.shape == (2, CLASSES, *maps[row.output_index].shape[2:])
+
+
+def test_equals_the_papers_wiring(row):
+    """Logits and supervised maps from raw weights and naive mechanisms: order of layers and of concatenations."""
+    head = randomise(row.make()).eval()
+    maps = features()
+    with torch.no_grad():
+        expected = row.wiring(head.state_dict(), maps)
+        actual = head.supervised(maps)
+    assert len(actual) == len(expected)
+    for actual_map, expected_map in zip(actual, expected, strict=True):
+        torch.testing.assert_close(actual_map, expected_map, rtol=1e-9, atol=1e-9)
+
+
+def test_supervised_maps(row):
+    """One loss weight a map, the first is the logits, all of one size."""
+    head = randomise(row.make()).eval()
+    maps = features()
+    supervised = head.supervised(maps)
+    assert len(supervised) == len(head.loss_weights) == row.maps
+    assert set(head.loss_weights) == {1.0}  # DANet: equal weights; the others have one map
+    assert torch.equal(supervised[0], head(maps))
+    assert {tuple(m.shape) for m in supervised} == {tuple(supervised[0].shape)}
+
+
+def test_return_type_does_not_depend_on_training(row):
+    head = row.make().double()
+    for training in (True, False):
+        head.train(training)
+        assert type(head(features())) is Tensor
+        assert type(head.supervised(features())) is list
+
+
+def test_every_parameter_learns(row):
+    """A finite gradient for all, and not 0 except where mathematics says so; three samples, because batch norm turns
+    two values of a 1x1 map into -1 and 1, whatever they are."""
+    head = randomise(row.make()).train()
+    generator = torch.Generator().manual_seed(3)
+    supervised = head.supervised(features(batch=3))
+    sum((m * torch.randn(m.shape, generator=generator, dtype=m.dtype)).sum() for m in supervised).backward()
+    gradients = {name: p.grad for name, p in head.named_parameters()}
+    assert {name for name, gradient in gradients.items() if gradient is None} == set(row.without_gradient)
+    assert {name for name, p in head.named_parameters() if not p.requires_grad} == set(row.without_gradient)
+    sizes = {name: gradient.abs().max().item() for name, gradient in gradients.items() if gradient is not None}
+    assert all(gradient.isfinite().all() for gradient in gradients.values() if gradient is not None)
+    assert {name for name, size in sizes.items() if size < 1e-10} == set(row.zero_gradient)
+
+
+def test_features_get_a_gradient(row):
+    """The backbone learns through the head, from the maps that the head reads."""
+    maps = [m.requires_grad_() for m in features(batch=3)]
+    randomise(row.make()).train()(maps).square().sum().backward()
+    assert maps[-1].grad.abs().max() > 0
+    assert maps[-1].grad.isfinite().all()
+
+
+def test_parameter_count(row):
+    """All options at their defaults, the papers' widths."""
+    with torch.device("meta"):
+        head = getattr(heads, row.name)((256, 512, 1024, 2048), 19)
+    assert sum(p.numel() for p in head.parameters()) == row.parameters
+
+
+def test_batch_of_one_in_eval(row):
+    with torch.no_grad():
+        logits = randomise(row.make()).eval()(features(batch=1))
+    assert logits.shape[0] == 1
+    assert logits.isfinite().all()
+
+
+def test_samples_do_not_mix_in_eval(row):
+    head = randomise(row.make()).eval()
+    maps = features(batch=3)
+    with torch.no_grad():
+        together = head(maps)
+        for i in range(3):
+            alone = head([m[i : i + 1] for m in maps])
+            torch.testing.assert_close(together[i : i + 1], alone, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_bfloat16_autocast_is_finite(row, training):
+    head = randomise(row.make()).float().train(training)
+    maps = [10 * m.float() for m in features(batch=3)]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        supervised = head.supervised(maps)
+    sum(m.float().square().mean() for m in supervised).backward()
+    assert all(m.isfinite().all() for m in supervised)
+    assert all(p.grad.isfinite().all() for p in head.parameters() if p.grad is not None)
+
+
+def test_dropout_is_for_training_alone(row):
+    """Channel dropout: whole maps of the features before the classifier."""
+    head = randomise(row.make(dropout=0.5)).eval()
+    assert torch.equal(head(features()), head(features()))
+    dropouts = [m for m in head.modules() if isinstance(m, torch.nn.modules.dropout._DropoutNd)]
+    assert [type(m) for m in dropouts] == row.maps * [torch.nn.Dropout2d]
+    assert {m.p for m in dropouts} == {0.5}
+
+
+OTHER_SIZES = [(2, 5, 7), (1, 5, 7), (3, 8, 6), (1, 11, 4)]  # the first is what was traced
+
+
+def assert_equals_eager(exported: Callable[[list[Tensor]], Tensor], head: torch.nn.Module) -> None:
+    with torch.no_grad():
+        for size in OTHER_SIZES:
+            maps = features(*size, seed=4)
+            torch.testing.assert_close(exported(maps), head(maps), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore:.*torch.jit:DeprecationWarning")
+def test_script_equals_eager(row):
+    head = randomise(row.make()).eval()
+    assert_equals_eager(torch.jit.script(head), head)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("error::torch.jit.TracerWarning")
+def test_trace_equals_eager(row):
+    """A size baked in as a Python number would show at the other sizes, and as a TracerWarning."""
+    head = randomise(row.make()).eval()
+    assert_equals_eager(torch.jit.trace(head, (features(),), check_trace=False), head)
+
+
+def test_export_equals_eager(row):
+    head = randomise(row.make()).eval()
+    auto = torch.export.Dim.AUTO
+    dynamic_shapes = ([{0: auto, 2: auto, 3: auto}] * len(CHANNELS),)
+    program = torch.export.export(head, (features(),), dynamic_shapes=dynamic_shapes)
+    assert_equals_eager(program.module(), head)
+
+
+# What the table does not reach: options, and refusals
+
+
+OPTIONS = [
+    ("CCNetHead", {"recurrence": 3}, lambda head: head.context.recurrence, 3),
+    ("DANetHead", {"channel_affinity": "plus"}, lambda head: head.channel.sign, 1.0),
+    ("DANetHead", {}, lambda head: head.channel.sign, -1.0),
+    ("DeepLabV3Head", {}, lambda head: [b[0].dilation[0] for b in head.aspp.branches], [1, 12, 24, 36]),
+    ("DeepLabV3Head", {"rates": (6, 12)}, lambda head: [b[0].dilation[0] for b in head.aspp.branches], [1, 6, 12]),
+    ("DeepLabV3PlusHead", {}, lambda head: [b[0].dilation[0] for b in head.aspp.branches], [1, 12, 24, 36]),
+    ("DeepLabV3PlusHead", {"rates": (6,)}, lambda head: [b[0].dilation[0] for b in head.aspp.branches], [1, 6]),
+    ("DeepLabV3PlusHead", {"low_channels": 7}, lambda head: head.low[0].out_channels, 7),
+    ("EMANetHead", {"em_grad": True}, lambda head: head.attention.em_grad, True),
+    ("EMANetHead", {"iterations": 5}, lambda head: head.attention.iterations, 5),
+    ("EMANetHead", {"momentum": 0.5}, lambda head: head.attention.momentum, 0.5),
+    ("EMANetHead", {"bases": 7}, lambda head: head.attention.bases.shape[2], 7),
+    ("EMANetHead", {}, lambda head: (head.attention.iterations, head.attention.bases.shape[2]), (3, 64)),
+    ("NonLocalHead", {"scale": False}, lambda head: head.context.scale, 1.0),
+    ("NonLocalHead", {"inner_channels": 5}, lambda head: head.context.query.out_channels, 5),
+    ("PSPNetHead", {"bins": (1, 4)}, lambda head: head.pyramid_pooling.bins, (1, 4)),
+]
+
+
+@pytest.mark.parametrize(("name", "options", "read", "expected"), OPTIONS)
+def test_options_reach_their_place(name, options, read, expected):
+    assert read(getattr(heads, name)(CHANNELS, CLASSES, **options)) == expected
+
+
+def test_width_of_every_head_can_be_chosen(row):
+    """`channels` is what the classifier reads (half of it in EMANet)."""
+    classifier = row.make(channels=6).classifier[-1]
+    assert classifier.in_channels == (3 if row.name == "EMANetHead" else 6)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore:.*torch.jit:DeprecationWarning")
+def test_fcn_as_auxiliary_head():
+    """One convolution on the last map but one, no concatenation: c3(1024, 256) + cls(256) at a ResNet-50's widths."""
+    options = {"num_convs": 1, "concat_input": False, "in_index": -2}
+    full = heads.FCNHead((256, 512, 1024, 2048), 19, **options)
+    assert sum(p.numel() for p in full.parameters()) == 2_359_808 + 4_883
+    head = randomise(heads.FCNHead(CHANNELS, CLASSES, **options)).eval()
+    maps = features()
+    state = head.state_dict()
+    expected = classify(state, "classifier", layer(state, "convs.0", maps[-2]))
+    torch.testing.assert_close(head(maps), expected, rtol=1e-9, atol=1e-9)
+    assert_equals_eager(torch.jit.script(head), head)
+
+
+def test_impossible_arguments_are_refused():
+    with pytest.raises(ValueError, match="num_classes"):
+        heads.FCNHead(CHANNELS, 0)
+    with pytest.raises(ValueError, match="num_convs"):
+        heads.FCNHead(CHANNELS, CLASSES, num_convs=0)
+    with pytest.raises(ValueError, match="at least one feature map"):
+        SegmentationHead((), CLASSES)
+
+
+def test_classifier_initialisation(row):
+    """N(0, 0.01) and bias 0, so that all classes start alike."""
+    for module in row.make(channels=256).modules():
+        if isinstance(module, torch.nn.Conv2d) and module.out_channels == CLASSES:
+            assert module.weight.std().item() == pytest.approx(0.01, rel=0.15)
+            assert not module.bias.any()
