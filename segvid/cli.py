@@ -57,6 +57,8 @@ def main(args: Sequence[str] | None = None) -> int:
             raise
         print(f"segvid {command}: {message}", file=sys.stderr)
         return 1
+    except SystemExit as stop:  # --help and --print_config
+        return stop.code if isinstance(stop.code, int) else 0
     except KeyboardInterrupt:
         print(f"segvid {command}: interrupted.", file=sys.stderr)
         return 130

@@ -37,6 +37,9 @@ IRRELEVANT = [
     r".*Experiment logs directory .* exists and is not empty.*",
     r".*isinstance\(treespec, LeafSpec\)` is deprecated.*",
     r".*does not have many workers which may be a bottleneck.*",
+    r".*The dirpath has changed from .* to .*, therefore.*",
+    r".*Checkpoint directory .* exists and is not empty.*",
+    r"\s*skip_none parameter was deprecated.*",
     r".*`pin_memory` argument is set as true but no accelerator.*",
 ]
 

@@ -11,9 +11,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-# Loops of tiny operations: with more threads, and other work on the machine, they take ten times as long.
-torch.set_num_threads(1)
-
 Convolution = Sequence[Tensor]
 Norm = Sequence[Tensor | None]
 

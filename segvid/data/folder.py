@@ -25,7 +25,8 @@ class FolderSegmentation(SegmentationDataModule):
     Args:
         root: folder of the data set.
         class_names: names of the classes; from `classes.yaml` when None.
-        palette: RGB of every class; from `classes.yaml`, else the colours of Pascal VOC, when None.
+        palette: RGB of every class; when None, from `classes.yaml` if the names are from there, else the colours of
+            Pascal VOC.
         mask_suffix: what takes the place of the image's ending in the name of its mask, such as "_labels.png".
         images: folder of the images in the root.
         masks: folder of the masks in the root.
@@ -47,9 +48,8 @@ class FolderSegmentation(SegmentationDataModule):
         **loading: Any,
     ) -> None:
         self.root = Path(root).expanduser()
-        if class_names is None or palette is None:
-            names_in_file, palette_in_file = _read_classes(self.root / CLASSES_FILE)
-            class_names = names_in_file if class_names is None else class_names
+        if class_names is None:
+            class_names, palette_in_file = _read_classes(self.root / CLASSES_FILE)
             palette = palette_in_file if palette is None else palette
         if not class_names:
             self._check_root()

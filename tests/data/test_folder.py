@@ -28,8 +28,9 @@ def test_classes_come_from_the_file(root: Path) -> None:
 
 def test_arguments_win(root: Path) -> None:
     colours = [(1, 2, 3), (4, 5, 6), (7, 8, 9)]
-    data = FolderSegmentation(str(root), class_names=["a", "b", "c"])
-    assert (data.class_names, data.palette) == (["a", "b", "c"], FOLDER_PALETTE)
+    # Names from the arguments make the file's colours those of other classes: the file is not looked at.
+    data = FolderSegmentation(str(root), class_names=["a", "b"])
+    assert (data.class_names, data.palette) == (["a", "b"], voc_palette(2))
     data = FolderSegmentation(str(root), palette=colours)
     assert (data.class_names, data.palette) == (FOLDER_CLASSES, colours)
     (root / "classes.yaml").write_text("[")
@@ -75,7 +76,7 @@ def test_a_wrong_classes_file_is_named(root: Path, content: str, reason: str) ->
 
 def test_names_and_colours_must_be_as_many(root: Path) -> None:
     with pytest.raises(UserError, match="2 class names, but 3 colours"):
-        FolderSegmentation(str(root), class_names=["a", "b"])
+        FolderSegmentation(str(root), class_names=["a", "b"], palette=FOLDER_PALETTE)
 
 
 def test_files(root: Path) -> None:

@@ -8,6 +8,8 @@ Official code consulted: speedinghzl/CCNet (pure Python version).
 import torch
 from torch import Tensor, nn
 
+from segvid.attention.functional import matmul_float32
+
 
 class CrissCrossAttention(nn.Module):
     """`gamma * sum_j A_ij v_j + x_i`, j over the H + W - 1 positions of i's column and row, one softmax over them.
@@ -43,13 +45,15 @@ class CrissCrossAttention(nn.Module):
         height = x.shape[2]
         # Rows: batch of (B, H) problems of length W. Columns: batch of (B, W) problems of length H.
         query, key, value = self.query(x), self.key(x), self.value(x)
+        # The paper does not scale the dot product: in float16 it overflows, so it is taken in float32.
         row_query = query.permute(0, 2, 3, 1)  # (B, H, W, d)
-        row_energy = torch.matmul(row_query, key.permute(0, 2, 1, 3))  # (B, H, W, W)
+        row_energy = matmul_float32(row_query, key.permute(0, 2, 1, 3))  # (B, H, W, W)
         column_query = query.permute(0, 3, 2, 1)  # (B, W, H, d)
-        column_energy = torch.matmul(column_query, key.permute(0, 3, 1, 2))  # (B, W, H, H)
+        column_energy = matmul_float32(column_query, key.permute(0, 3, 1, 2))  # (B, W, H, H)
         itself = torch.eye(height, dtype=torch.bool, device=x.device)
         column_energy = column_energy.masked_fill(itself, float("-inf")).transpose(1, 2)  # (B, H, W, H)
         affinity = torch.softmax(torch.cat([column_energy, row_energy], dim=-1), dim=-1)  # (B, H, W, H + W)
+        affinity = affinity.to(value.dtype)
         column_affinity = affinity[..., :height].transpose(1, 2)  # (B, W, H, H)
         row_affinity = affinity[..., height:]  # (B, H, W, W)
         columns = torch.matmul(column_affinity, value.permute(0, 3, 2, 1))  # (B, W, H, C)

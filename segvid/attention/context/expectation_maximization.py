@@ -4,7 +4,7 @@ Paper: Li, Zhong, Wu, Yang, Lin, Liu, "Expectation-Maximization Attention Networ
 2019, section 3, https://arxiv.org/abs/1907.13426
 Official code consulted: XiaLiPKU/EMANet. As there, EM runs without gradient, so the first convolution never learns: it
 is frozen here, where the official code leaves it without a gradient. Deliberate: the moving average of the bases is
-taken in the module, in the training forward, and averaged over all ranks.
+taken in the module, in the training forward, and averaged over all ranks (their batches being of one size).
 """
 
 import torch

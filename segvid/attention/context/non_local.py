@@ -36,7 +36,7 @@ class NonLocal(nn.Module):
         self.out = nn.Conv1d(inner, channels, 1)
         self.norm = nn.BatchNorm1d(channels)
         for conv in (self.query, self.key, self.value, self.out):
-            nn.init.normal_(conv.weight, std=max(0.01, (0.05 / conv.in_channels) ** 0.5))
+            nn.init.normal_(conv.weight, std=max(0.01, (0.05 / channels) ** 0.5))
             assert conv.bias is not None
             nn.init.zeros_(conv.bias)
         nn.init.zeros_(self.norm.weight)
