@@ -55,6 +55,7 @@ td.best { background: var(--best); font-weight: 600; }
 figure { display: inline-block; margin: .3rem; text-align: center; vertical-align: top; }
 figcaption { font-size: 13px; }
 img { max-width: 100%; }
+.chart { width: 47%; min-width: 320px; }
 .pictures img { width: 220px; image-rendering: pixelated; }
 small { opacity: .75; }
 .swatch { display: inline-block; width: .9em; height: .9em; margin: 0 .3em 0 .8em; border: 1px solid var(--line); }
@@ -353,7 +354,7 @@ def html_page(results: dict[str, Any], charts: dict[str, bytes], pictures: list[
         body.append("</tr>")
     body.append(f"</table><p><small>{html.escape(results['conventions'])}</small></p>")
     for key, content in charts.items():
-        body.append(f"<figure>{picture(content, f'mIoU against {key}')}</figure>")
+        body.append(f"<figure class="chart">{picture(content, f'mIoU against {key}')}</figure>")
     rows = [row for row in results["rows"] if row["iou"]]
     if rows:
         body.append("<h2>IoU of every class, %</h2><table><tr><th>class</th>")

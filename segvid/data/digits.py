@@ -53,7 +53,7 @@ def make_scene(
     """One scene: RGB image (size, size, 3) and its mask (size, size) of class indices."""
     pools, clutter_pool = _pools(split)
     colour = int(rng.integers(2))
-    base = rng.uniform(50, 110) + rng.uniform(-8, 8, size=3)
+    base = 80 + rng.uniform(-6, 6, size=3)
     coarse = rng.normal(0, 12, size=(10, 10)).astype(np.float32)
     scene = cv2.resize(coarse, (size, size), interpolation=cv2.INTER_CUBIC)[..., None] + base.astype(np.float32)
     for _ in range(8):  # clutter: pieces of strokes of other digits
