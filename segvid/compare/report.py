@@ -354,7 +354,7 @@ def html_page(results: dict[str, Any], charts: dict[str, bytes], pictures: list[
         body.append("</tr>")
     body.append(f"</table><p><small>{html.escape(results['conventions'])}</small></p>")
     for key, content in charts.items():
-        body.append(f"<figure class="chart">{picture(content, f'mIoU against {key}')}</figure>")
+        body.append(f'<figure class="chart">{picture(content, f"mIoU against {key}")}</figure>')
     rows = [row for row in results["rows"] if row["iou"]]
     if rows:
         body.append("<h2>IoU of every class, %</h2><table><tr><th>class</th>")

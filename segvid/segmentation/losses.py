@@ -77,8 +77,9 @@ class OhemCrossEntropy(SegmentationLoss):
             probability = logits.float().softmax(dim=1).gather(1, index).squeeze(1)  # (B, H, W)
             confident, _ = probability[counted].sort()
             kept = min(self.min_kept * len(mask), len(confident))
-            limit = torch.clamp(confident[kept - 1], min=self.threshold)
-            hard = counted & (probability <= limit)
+            hard = counted & (probability < self.threshold)
+            if kept > 0:
+                hard = hard | (counted & (probability <= confident[kept - 1]))
         loss: Tensor = self.cross_entropy(logits, torch.where(hard, mask, torch.full_like(mask, IGNORED)))
         return loss
 

@@ -1,5 +1,6 @@
 """The LightningModule of semantic segmentation: backbone + head + loss + optimiser + evaluation."""
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, cast
 
@@ -177,7 +178,10 @@ class SegmentationTask(LightningModule):
         total = self.trainer.estimated_stepping_batches
         if total == float("inf"):
             raise UserError("The polynomial schedule needs an end: set trainer.max_steps or trainer.max_epochs.")
-        return int(total) if self.lr_interval == "step" else int(self.trainer.max_epochs or 1)
+        if self.lr_interval == "step":
+            return int(total)
+        steps_of_an_epoch = self.trainer.num_training_batches / self.trainer.accumulate_grad_batches
+        return math.ceil(total / steps_of_an_epoch)
 
 
 def resize(logits: Tensor, size: Sequence[int]) -> Tensor:

