@@ -21,7 +21,7 @@ class ConvNet(Backbone):
         (B, in_channels, H, W) -> list of len(widths) - 1 maps, all of stride 4.
     """
 
-    def __init__(self, widths: Sequence[int] = (32, 48, 64, 128), in_channels: int = 3) -> None:
+    def __init__(self, widths: Sequence[int] = (16, 32, 48, 64), in_channels: int = 3) -> None:
         super().__init__()
         if len(widths) < 3:
             raise ValueError(f"ConvNet needs at least three widths, got {list(widths)}.")

@@ -25,7 +25,7 @@ PALETTE = [
     *[(20, 40, 120), (40, 90, 190), (70, 140, 235), (110, 190, 250), (175, 225, 255)],
 ]
 MARKS = np.array([(225, 35, 35), (35, 60, 230)], dtype=np.uint8)
-MARK_SIZE = 12
+MARK_SIZE = 16
 
 
 @lru_cache(maxsize=1)

@@ -1,6 +1,5 @@
 """The LightningModule of semantic segmentation: backbone + head + loss + optimiser + evaluation."""
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, cast
 
@@ -175,13 +174,14 @@ class SegmentationTask(LightningModule):
         }
 
     def _total_steps(self) -> int:
+        if self.lr_interval == "epoch":
+            if self.trainer.max_epochs in (None, -1):
+                raise UserError("A polynomial schedule by epoch needs their number: set trainer.max_epochs.")
+            return int(self.trainer.max_epochs or 1)
         total = self.trainer.estimated_stepping_batches
         if total == float("inf"):
             raise UserError("The polynomial schedule needs an end: set trainer.max_steps or trainer.max_epochs.")
-        if self.lr_interval == "step":
-            return int(total)
-        steps_of_an_epoch = self.trainer.num_training_batches / self.trainer.accumulate_grad_batches
-        return math.ceil(total / steps_of_an_epoch)
+        return int(total)
 
 
 def resize(logits: Tensor, size: Sequence[int]) -> Tensor:

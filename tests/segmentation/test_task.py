@@ -270,10 +270,9 @@ def test_a_schedule_that_advances_every_epoch() -> None:
     assert rates.of("backbone") == pytest.approx([0.01 * (1 - epoch / 3) ** 0.9 for epoch in (0, 0, 1, 1, 2, 2)])
 
 
-def test_a_schedule_that_advances_every_epoch_until_max_steps() -> None:
-    rates = Rates()
-    make_trainer(rates, max_steps=6).fit(make_task(lr_interval="epoch"), datamodule=digits())
-    assert rates.of("backbone") == pytest.approx([0.01 * (1 - epoch / 3) ** 0.9 for epoch in (0, 0, 1, 1, 2, 2)])
+def test_a_schedule_that_advances_every_epoch_needs_their_number() -> None:
+    with pytest.raises(UserError, match=r"set trainer\.max_epochs"):
+        make_trainer(max_steps=6).fit(make_task(lr_interval="epoch"), datamodule=digits())
 
 
 def test_a_length_that_is_given_is_kept() -> None:

@@ -52,8 +52,11 @@ def classifier(channels: int, num_classes: int, dropout: float) -> nn.Sequential
 
 
 def default_channels(channels: int | None, in_channels: int, division: int = 4) -> int:
-    """The head's width: as asked, or the papers' in_channels / 4 (512 on the 2048 channels of a ResNet-50)."""
-    return max(in_channels // division, 1) if channels is None else channels
+    """The head's width: as asked, or the papers' in_channels / 4 (512 on the 2048 channels of a ResNet-50).
+
+    On a small backbone not below 64 (or its own width): attention on a dozen channels does not learn.
+    """
+    return max(in_channels // division, min(in_channels, 64)) if channels is None else channels
 
 
 class ContextHead(SegmentationHead):

@@ -17,7 +17,7 @@ class CCNetHead(ContextHead):
     Args:
         in_channels: channels of the backbone's maps, finest first.
         num_classes: channels of the logits.
-        channels: width of the head; in_channels / 4 when None.
+        channels: width of the head; in_channels / 4, at least 64, when None.
         recurrence: applications of the module, with shared weights; two reach every position.
         dropout: channel dropout before the classifier.
 

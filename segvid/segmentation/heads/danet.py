@@ -24,7 +24,7 @@ class DANetHead(SegmentationHead):
     Args:
         in_channels: channels of the backbone's maps, finest first.
         num_classes: channels of the logits.
-        channels: width of the branches; in_channels / 4 when None.
+        channels: width of the branches; in_channels / 4, at least 64, when None.
         channel_affinity: sign of the channel attention's affinity, "minus" as released or "plus" as in the paper.
         dropout: channel dropout before each classifier.
 

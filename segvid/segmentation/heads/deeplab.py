@@ -25,7 +25,7 @@ class DeepLabV3Head(SegmentationHead):
     Args:
         in_channels: channels of the backbone's maps, finest first.
         num_classes: channels of the logits.
-        channels: channels of every ASPP branch; in_channels / 8 when None (the paper's 256 on 2048).
+        channels: channels of every ASPP branch; in_channels / 8, at least 64, when None (256 on 2048).
         rates: dilation rates; (12, 24, 36) suits output stride 8, (6, 12, 18) output stride 16.
         dropout: channel dropout before the classifier.
 
@@ -58,7 +58,7 @@ class DeepLabV3PlusHead(SegmentationHead):
     Args:
         in_channels: channels of the backbone's maps, finest first.
         num_classes: channels of the logits.
-        channels: channels of ASPP and decoder; in_channels / 8 when None (the paper's 256 on 2048).
+        channels: channels of ASPP and decoder; in_channels / 8, at least 64, when None (256 on 2048).
         low_channels: channels that the first map is reduced to.
         rates: dilation rates; (12, 24, 36) suits output stride 8, (6, 12, 18) output stride 16.
         dropout: channel dropout before the classifier.

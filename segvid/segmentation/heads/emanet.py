@@ -21,7 +21,7 @@ class EMANetHead(SegmentationHead):
     Args:
         in_channels: channels of the backbone's maps, finest first.
         num_classes: channels of the logits.
-        channels: width of the attention unit; in_channels / 4 when None.
+        channels: width of the attention unit; in_channels / 4, at least 64, when None.
         bases: number of bases K.
         iterations: EM steps T.
         momentum: how much of the old bases is kept at each training step.

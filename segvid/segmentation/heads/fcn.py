@@ -20,7 +20,7 @@ class FCNHead(SegmentationHead):
     Args:
         in_channels: channels of the backbone's maps, finest first.
         num_classes: channels of the logits.
-        channels: width of the head; in_channels / 4 when None.
+        channels: width of the head; in_channels / 4, at least 64, when None.
         num_convs: 3x3 convolutions before the concatenation.
         concat_input: concatenate the input and fuse with one more 3x3 convolution.
         dropout: channel dropout before the classifier.

@@ -16,7 +16,7 @@ class NonLocalHead(ContextHead):
     Args:
         in_channels: channels of the backbone's maps, finest first.
         num_classes: channels of the logits.
-        channels: width of the head; in_channels / 4 when None.
+        channels: width of the head; in_channels / 4, at least 64, when None.
         inner_channels: channels of query, key and value; channels / 2 when None.
         scale: divide the dot product by sqrt(inner_channels).
         dropout: channel dropout before the classifier.

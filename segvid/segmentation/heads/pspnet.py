@@ -21,7 +21,7 @@ class PSPNetHead(SegmentationHead):
     Args:
         in_channels: channels of the backbone's maps, finest first.
         num_classes: channels of the logits.
-        channels: width of the head and of every pooled branch; in_channels / 4 when None.
+        channels: width of the head and of every pooled branch; in_channels / 4, at least 64, when None.
         bins: cells of the pooled maps.
         dropout: channel dropout before the classifier.
 
