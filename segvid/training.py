@@ -165,8 +165,6 @@ def resume_arguments(words: Sequence[str]) -> tuple[Path, list[str]]:
 
 def explain(message: str) -> str:
     """What is wrong in the parser's many lines, and the nearest valid word to what was not known."""
-    if "Did you mean" in message:
-        return message  # a nested parser's, explained already
     noise = ("Subtypes:", "Errors:", "- Expected a <class 'NoneType'>", "Given value", "- Expected a path but")
     lines = [line.strip() for line in message.splitlines()]
     lines = [line.removeprefix("- ") for line in lines if line and not line.startswith(noise)]
@@ -179,10 +177,12 @@ def explain(message: str) -> str:
         r"no class ([\w.]+)\.|nested key '([\w.]+)'|class_path '([\w.]+)'",
         text,
     )
-    words = [word.split(".")[-1] for match in unknown for word in match if word]
-    near = [known for word in words for known in difflib.get_close_matches(word, known_words(), n=2, cutoff=0.75)]
-    near = [word for word in dict.fromkeys(near) if word not in words]
-    return text + (f" Did you mean {' or '.join(near)}?" if near else "")
+    if "Did you mean" in text:
+        return text  # the message of a nested parser, explained already
+    known = known_words()
+    words = [part for match in unknown for word in match if word for part in word.split(".") if part not in known]
+    near = [word for part in words for word in difflib.get_close_matches(part, known, n=2, cutoff=0.75)]
+    return text + (f" Did you mean {' or '.join(dict.fromkeys(near))}?" if near else "")
 
 
 def known_words() -> list[str]:

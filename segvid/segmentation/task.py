@@ -1,6 +1,6 @@
 """The LightningModule of semantic segmentation: backbone + head + loss + optimiser + evaluation."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -83,6 +83,21 @@ class SegmentationTask(LightningModule):
         self.confusion = nn.ModuleDict({"val": confusion_matrix(num_classes), "test": confusion_matrix(num_classes)})
         self.scores: dict[str, SegmentationScores] = {}
         self.confusion_counts: dict[str, Tensor] = {}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Loads the weights of a checkpoint.
+
+        Raises:
+            UserError: they are those of another model.
+        """
+        try:
+            return super().load_state_dict(state_dict, strict=strict, assign=assign)
+        except RuntimeError as error:
+            detail = " ".join(str(error).split())
+            raise UserError(
+                f"The checkpoint does not fit the model ({type(self.head).__name__} on {type(self.backbone).__name__}, "
+                f"{self.num_classes} classes): use the config.yaml of its own run. ({detail[:240]} ...)"
+            ) from error
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits at image size, (B, 3, H, W) -> (B, num_classes, H, W)."""

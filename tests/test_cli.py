@@ -1,0 +1,236 @@
+"""The command line from end to end, as a user types it: training, evaluation, resuming, and every way to mistype."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from segvid.cli import main
+from segvid.segmentation.heads import CCNetHead, DANetHead
+from segvid.segmentation.task import SegmentationTask
+
+ROOT = Path(__file__).parent.parent
+RECIPE = str(ROOT / "configs/segmentation/recipes/digits.yaml")
+HEADS = ROOT / "configs/segmentation/heads"
+TINY = [
+    "--data.init_args.train_scenes=32",
+    "--data.init_args.val_scenes=8",
+    "--data.init_args.batch_size=4",
+    "--data.init_args.eval_batch_size=4",
+    "--data.init_args.size=48",
+    "--data.init_args.digits=2",
+    "--model.init_args.backbone.init_args.widths=[4,6,8]",
+]
+
+
+def words(head: str = "danet") -> list[str]:
+    return ["--config", RECIPE, "--config", str(HEADS / f"{head}.yaml"), *TINY]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a short training of CCNet with recurrence 2."""
+    root = tmp_path_factory.mktemp("runs")
+    options = ["--trainer.max_epochs=2", "--trainer.check_val_every_n_epoch=1", "--trainer.log_every_n_steps=1"]
+    assert main(["fit", *words("ccnet"), *options, f"--trainer.default_root_dir={root}"]) == 0
+    return root / "DigitScenes-CCNetHead" / "version_0"
+
+
+def test_a_run_is_one_folder(run: Path) -> None:
+    assert [f.name for f in run.parent.parent.iterdir()] == ["DigitScenes-CCNetHead"]
+    assert [f.name for f in run.parent.iterdir()] == ["version_0"]
+    for name in ("config.yaml", "metrics.csv", "val.json", "val.csv", "val_confusion.png", "panels/step_0000016.png"):
+        assert (run / name).is_file(), name
+    assert {f.name for f in (run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    assert list(run.glob("events.out.tfevents.*"))
+    header = (run / "metrics.csv").read_text().splitlines()[0].split(",")
+    assert {"train/loss", "val/loss", "val/mIoU", "lr-AdamW/backbone"} <= set(header)
+
+
+def test_the_panels_are_in_tensorboard(run: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run))
+    events.Reload()
+    assert events.Tags()["images"] == ["val/predictions"]
+    assert len(events.Images("val/predictions")) == 2
+
+
+def test_figures_of_a_run_agree_with_each_other(run: Path) -> None:
+    figures = json.loads((run / "val.json").read_text())
+    counts = torch.tensor(figures["confusion"])
+    assert counts.sum() == 8 * 48 * 48
+    rows = (run / "val.csv").read_text().splitlines()
+    assert rows[0] == "class,IoU,accuracy,Dice,pixels"
+    assert rows[1].startswith("background,")
+    assert rows[-1].split(",")[0] == "mean"
+    assert float(rows[-1].split(",")[1]) == figures["mIoU"]
+    present = [value for value in figures["iou"] if value is not None]
+    assert figures["mIoU"] == pytest.approx(sum(present) / len(present))
+
+
+@pytest.mark.parametrize(("command", "stage"), [("validate", "val"), ("test", "test")])
+def test_evaluating_the_last_checkpoint_gives_the_figures_of_the_end_of_training(
+    command: str, stage: str, run: Path, tmp_path: Path
+) -> None:
+    checkpoint = run / "checkpoints" / "last.ckpt"
+    options = ["--config", str(run / "config.yaml"), "--ckpt_path", str(checkpoint)]
+    assert main([command, *options, f"--trainer.default_root_dir={tmp_path}"]) == 0
+    (file,) = tmp_path.rglob(f"{stage}.json")
+    again, first = json.loads(file.read_text()), json.loads((run / "val.json").read_text())
+    assert again["confusion"] == first["confusion"]
+    assert again["mIoU"] == first["mIoU"]
+    assert again["checkpoint"] == str(checkpoint)
+
+
+def test_the_head_of_the_config_is_tested_not_that_of_the_checkpoint(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Lightning itself would take the checkpoint's hyper-parameters and test recurrence 2, whatever the config says.
+    built: list[SegmentationTask] = []
+    original = SegmentationTask.on_test_epoch_end
+
+    def remember(task: SegmentationTask) -> None:
+        built.append(task)
+        original(task)
+
+    monkeypatch.setattr(SegmentationTask, "on_test_epoch_end", remember)
+    checkpoint = f"--ckpt_path={run / 'checkpoints' / 'last.ckpt'}"
+    root = f"--trainer.default_root_dir={tmp_path}"
+    for recurrence in (1, 2):
+        option = f"--model.init_args.head.init_args.recurrence={recurrence}"
+        assert main(["test", *words("ccnet"), checkpoint, root, option]) == 0
+        assert isinstance(built[-1].head, CCNetHead)
+        assert built[-1].head.context.recurrence == recurrence
+    # another head does not fit the weights: said, and no number printed
+    capsys.readouterr()
+    assert main(["test", *words("danet"), checkpoint, root]) == 1
+    said = capsys.readouterr()
+    assert "mIoU" not in said.out
+    assert "does not fit the model" in said.err
+    assert "Traceback" not in said.err
+    assert len(built) == 2
+
+
+def test_a_checkpoint_is_data_and_rebuilds_its_model(run: Path) -> None:
+    path = run / "checkpoints" / "last.ckpt"
+    content = torch.load(path, weights_only=True)
+    assert content["hyper_parameters"]["num_classes"] == 11
+    task = SegmentationTask.load_from_checkpoint(path, weights_only=True)
+    assert isinstance(task.head, CCNetHead)
+    assert task.backbone.channels == (6, 8)
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert "num_classes" not in config["model"]["init_args"]
+    assert "in_channels" not in config["model"]["init_args"]["head"]["init_args"]
+
+
+def test_resume_goes_on_in_the_same_folder_with_the_same_schedule(tmp_path: Path) -> None:
+    options = [*words("fcn"), "--trainer.check_val_every_n_epoch=1", "--trainer.log_every_n_steps=1"]
+    through, halves = tmp_path / "through", tmp_path / "halves"
+    assert main(["fit", *options, "--trainer.max_epochs=2", f"--trainer.default_root_dir={through}"]) == 0
+    # stopped after one of two epochs; the schedule is that of two
+    schedule = "--model.init_args.lr_scheduler.init_args.total_steps=16"
+    assert main(["fit", *options, schedule, "--trainer.max_epochs=1", f"--trainer.default_root_dir={halves}"]) == 0
+    (folder,) = halves.glob("*/version_0")
+    assert main(["resume", str(folder), "--trainer.max_epochs=2"]) == 0
+    assert [f.name for f in folder.parent.iterdir()] == ["version_0"]
+    last = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)
+    (other,) = through.glob("*/version_0/checkpoints/last.ckpt")
+    expected = torch.load(other, weights_only=True)
+    assert last["global_step"] == expected["global_step"] == 16
+    rates = [group["lr"] for group in last["optimizer_states"][0]["param_groups"]]
+    assert rates == pytest.approx([group["lr"] for group in expected["optimizer_states"][0]["param_groups"]])
+    assert rates[0] < 1e-3
+
+
+def test_overrides_and_print_config(capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--model.init_args.head", "NonLocalHead", "--model.init_args.head.init_args.channels=12"]
+    assert main(["fit", *words("danet"), *options, "--print_config"]) == 0
+    config = yaml.safe_load(capsys.readouterr().out)
+    head = config["model"]["init_args"]["head"]
+    assert head["class_path"].endswith("NonLocalHead")
+    assert head["init_args"]["channels"] == 12
+    assert config["data"]["init_args"]["train_scenes"] == 32
+    assert config["weights_only"] is True
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--model.init_args.head.init_args.chanels=3"], r"'chanels' is not accepted.*Did you mean channels"),
+        (["--model.init_args.head", "DANetHed"], "no class DANetHed. Did you mean DANetHead"),
+        (["--data", "VOCC"], "no class VOCC. Did you mean VOC"),
+        (["--trainer.max_stepz=3"], "unrecognized arguments: --trainer.max_stepz"),
+        (["--config", "nowhere.yaml"], "nowhere.yaml"),
+        (["--data", "FolderSegmentation", "--data.root", "/nowhere"], "There is no folder /nowhere: correct data"),
+        (["--data", "VOC", "--data.root", "/nowhere"], "/nowhere"),
+        (["--model.init_args.loss.init_args.class_weights=[1,2]"], "2 class weights, but there are 11 classes"),
+        (["--model.init_args.lr_interval=week"], "use 'step' or 'epoch'"),
+    ],
+)
+def test_mistakes_are_one_sentence(
+    options: list[str], message: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    import re
+
+    assert main(["fit", *words(), f"--trainer.default_root_dir={tmp_path}", *options]) == 1
+    said = capfd.readouterr()
+    assert "Traceback" not in said.err + said.out
+    line = said.err.strip().splitlines()[-1]
+    assert line.startswith("segvid fit: ")
+    assert re.search(message, line), line
+
+
+def test_a_misspelt_key_in_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "head.yaml"
+    file.write_text("model: {class_path: SegmentationTask, init_args: {hed: {class_path: DANetHead}}}\n")
+    assert main(["fit", "--config", RECIPE, "--config", str(file)]) == 1
+    assert "Did you mean head" in capsys.readouterr().err
+
+
+def test_debug_shows_the_trace(tmp_path: Path) -> None:
+    with pytest.raises(Exception, match="DANetHed"):
+        main(["fit", *words(), "--model.init_args.head", "DANetHed", "--debug"])
+
+
+def test_a_config_cannot_run_foreign_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "evil_module.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\nclass Head: pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("evil_module.Head", "subprocess.Popen", "os.system"):
+        assert main(["fit", *words(), "--model.init_args.head", name]) == 1
+        assert "not allowed" in capsys.readouterr().err
+    assert not (tmp_path / "ran").exists()
+    assert "evil_module" not in sys.modules
+
+
+def test_wrong_usage(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main([]) == 2
+    assert main(["fti"]) == 2
+    assert "no command 'fti'" in capsys.readouterr().err
+    assert main(["resume"]) == 1
+    assert main(["resume", str(tmp_path)]) == 1
+    assert "is not a run that can be resumed" in capsys.readouterr().err
+    assert main(["--help"]) == 0
+    assert main(["fit", "--help"]) == 0
+
+
+def test_all_names_of_the_program() -> None:
+    folder = Path(sys.executable).parent
+    for command in ([sys.executable, "-m", "segvid"], [str(folder / "segvid")], [str(folder / "lightning")]):
+        done = subprocess.run([*command, "--version"], capture_output=True, text=True, check=True)
+        assert done.stdout.startswith("segvid ")
+
+
+def test_help_is_quick() -> None:
+    code = "import sys; from segvid.cli import main; main(['--help']); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_heads_are_factories_in_python() -> None:
+    assert DANetHead([8, 16], 3).num_classes == 3
