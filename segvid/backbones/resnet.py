@@ -13,7 +13,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from segvid.backbones.base import Backbone
+from segvid.backbones.base import Backbone, weights_asked_for
 from segvid.errors import UserError
 
 
@@ -50,6 +50,7 @@ class ResNet(Backbone):
         if not timm.is_model(name.split(".")[0]) or "resnet" not in name:
             near = timm.list_models("*" + name.split(".")[0][:8] + "*")[:5]
             raise UserError(f"timm has no ResNet named {name!r}. Near it: {', '.join(near) or 'nothing'}.")
+        weights = weights_asked_for(weights)
         if output_stride not in (8, 16, 32):
             raise UserError(f"output_stride is {output_stride}; a ResNet gives 8, 16 or 32.")
         try:

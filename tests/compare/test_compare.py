@@ -1,0 +1,238 @@
+"""`segvid compare`: what is planned, what is run again, what the report says."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from segvid.cli import main
+from segvid.compare.config import Run, parse, plan
+from segvid.compare.report import csv_text, html_page, markdown, mean_of_known, summarise, write_report
+from segvid.errors import UserError
+
+ROOT = Path(__file__).parent.parent.parent
+HEADS = ROOT / "configs" / "segmentation" / "heads"
+
+
+def write_comparison(folder: Path, heads: str, extra: str = "") -> Path:
+    """A comparison of tiny trainings on DigitScenes."""
+    (folder / "recipe.yaml").write_text(
+        "data: {class_path: DigitScenes, init_args: {train_scenes: 16, val_scenes: 4, batch_size: 4,"
+        " eval_batch_size: 2, size: 48, digits: 2}}\n"
+        "model: {class_path: SegmentationTask, init_args: {backbone: {class_path: ConvNet,"
+        " init_args: {widths: [4, 6, 8]}}}}\n"
+        "trainer: {max_epochs: 1}\n"
+    )
+    file = folder / "comparison.yaml"
+    file.write_text(f"recipe: recipe.yaml\nheads:\n{heads}\noutput: {folder / 'out'}\nimages: 2\n{extra}")
+    return file
+
+
+def runs_of(file: Path, *words: str) -> list[Run]:
+    return plan(*parse(["--config", str(file), *words]))
+
+
+# What is planned
+
+
+def test_plan(tmp_path: Path) -> None:
+    heads = f"  - {HEADS / 'fcn.yaml'}\n  - {{name: R=1, config: {HEADS / 'ccnet.yaml'}, overrides: {{a.b: [1, 2]}}}}"
+    file = write_comparison(tmp_path, heads, "seeds: [3, 4]\nbudget: {max_steps: 7}\noverrides: {c: x}\n")
+    runs = runs_of(file)
+    assert [(run.name, run.seed) for run in runs] == [("fcn", 3), ("R=1", 3), ("fcn", 4), ("R=1", 4)]
+    assert runs[0].words[:4] == ("--config", str(tmp_path / "recipe.yaml"), "--config", str(HEADS / "fcn.yaml"))
+    assert {"--seed_everything=3", "--trainer.max_steps=7", "--trainer.val_check_interval=7", "--c=x"} <= set(
+        runs[0].words
+    )
+    assert "--a.b=[1, 2]" in runs[1].words
+    assert "--a.b=[1, 2]" not in runs[0].words
+    assert len({run.folder for run in runs}) == 4
+
+
+def test_the_fingerprint_follows_every_input(tmp_path: Path) -> None:
+    head = tmp_path / "head.yaml"
+    head.write_text((HEADS / "fcn.yaml").read_text())
+    file = write_comparison(tmp_path, "  - head.yaml")
+    first = runs_of(file)[0].fingerprint
+    assert runs_of(file)[0].fingerprint == first
+    others = [runs_of(file, "--seeds=[1]")[0], runs_of(file, "--overrides={a: 1}")[0]]
+    head.write_text(head.read_text() + "# changed\n")
+    others.append(runs_of(file)[0])
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(recipe.read_text() + "# changed\n")
+    others.append(runs_of(file)[0])
+    assert len({first, *(run.fingerprint for run in others)}) == 5
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("recipe.yaml -> nowhere.yaml", "there is no file 'nowhere.yaml' \\(recipe\\)"),
+        ("fcn.yaml -> fnc.yaml", "there is no file .*fnc.yaml' \\(head fnc\\)"),
+        ("images: 2 -> imagse: 2", "imagse"),
+        ("images: 2 -> budget: {max_time: 2}", "give max_steps or max_epochs"),
+        ("images: 2 -> seeds: []", "at least one head and one seed"),
+        ("images: 2 -> seeds: many", "seeds"),
+    ],
+)
+def test_mistakes_in_the_file(change: str, message: str, tmp_path: Path) -> None:
+    file = write_comparison(tmp_path, f"  - {HEADS / 'fcn.yaml'}")
+    before, after = change.split(" -> ")
+    file.write_text(file.read_text().replace(before, after))
+    with pytest.raises(UserError, match=message):
+        runs_of(file)
+
+
+def test_two_rows_of_one_name(tmp_path: Path) -> None:
+    file = write_comparison(tmp_path, f"  - {HEADS / 'fcn.yaml'}\n  - {HEADS / 'fcn.yaml'}")
+    with pytest.raises(UserError, match="several rows are named fcn"):
+        runs_of(file)
+
+
+def test_no_file_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare"]) == 1
+    assert "segvid compare: " in capsys.readouterr().err
+    assert main(["compare", "--help"]) == 0
+
+
+# What the report says
+
+
+def seed_result(miou: float, iou: list[float | None], seed: int = 0, **more: Any) -> dict[str, Any]:
+    figures = dict.fromkeys(("mIoU", "mAcc", "aAcc", "mDice", "fwIoU"), miou)
+    names = {"class_names": ["a", "<b>"], "palette": [[0, 0, 0], [9, 9, 9]], "head": "FCNHead", "folder": "none"}
+    return {"name": "x", "seed": seed, "status": "done", "iou": iou, **figures, **names, **more}
+
+
+def test_rows_are_means_with_the_spread_of_a_sample() -> None:
+    seeds = [seed_result(0.5, [0.4, None]), seed_result(0.7, [0.6, 0.9], 1), seed_result(0.6, [0.5, 0.7], 2)]
+    row = summarise("x", seeds, {"gflops": 3.0})
+    assert row["mIoU"] == pytest.approx(0.6)
+    assert row["mIoU_std"] == pytest.approx(0.1)  # n - 1, not n
+    assert row["iou"] == pytest.approx([0.5, 0.8])
+    assert row["gflops"] == 3.0
+    assert row["status"] == "done"
+    assert mean_of_known([None, None]) is None
+    assert summarise("x", seeds[:1], {})["mIoU_std"] is None
+
+
+def test_a_failed_seed_is_said_and_not_averaged() -> None:
+    failed = {"name": "x", "seed": 1, "status": "failed", "reason": "out of memory"}
+    row = summarise("x", [seed_result(0.5, [0.5, 0.5]), failed], {})
+    assert (row["status"], row["reason"], row["mIoU"]) == ("failed", "out of memory", 0.5)
+
+
+def hand_made() -> dict[str, Any]:
+    failed = {"name": "bad", "seed": 0, "status": "failed", "reason": "1 < 2 & more"}
+    rows = [
+        summarise(
+            "<good>", [seed_result(0.5, [0.25, 0.75], checkpoint="a.ckpt")], {"latency_ms": 3.25, "input": [4, 5]}
+        ),
+        summarise("bad", [failed], {}),
+    ]
+    facts = {"title": "T & <t>", "created": "now", "command": "segvid", "segvid": "1", "commit": None, "torch": "2"}
+    return facts | {
+        "cost_device": "CPU", "recipe": "r", "budget": {}, "overrides": {}, "conventions": "C", "rows": rows,
+    }  # fmt: skip
+
+
+def test_the_page_is_self_contained_and_escaped() -> None:
+    page = html_page(hand_made(), {"latency_ms": b"png"}, [[("<good>", b"png")]])
+    assert "http" not in page
+    assert all(source.startswith("data:image/png;base64,") for source in re.findall(r'src="([^"]*)', page))
+    assert "<script" not in page
+    assert "<good>" not in page
+    assert "&lt;good&gt;" in page
+    assert "failed: 1 &lt; 2 &amp; more" in page
+    assert ">50.00<" in page
+    assert ">3.2<" in page
+
+
+def test_markdown_and_csv_of_the_same_results(tmp_path: Path) -> None:
+    results = hand_made()
+    text = markdown(results, {}, [], tmp_path)
+    assert "| <good> | 50.00 | 3.2 |" in text
+    assert "| bad | failed: 1 < 2 & more |" in text
+    lines = csv_text(results).splitlines()
+    header, good, bad = (line.split(",") for line in lines)
+    assert dict(zip(header, good, strict=True))["IoU <b>"] == "0.75"
+    assert dict(zip(header, bad, strict=True))["reason"] == "1 < 2 & more"
+    write_report(results, tmp_path)
+    assert json.loads((tmp_path / "results.json").read_text())["rows"][0]["mIoU"] == 0.5
+
+
+# What is run
+
+
+def results_of(folder: Path) -> dict[str, dict[str, Any]]:
+    return {row["name"]: row for row in json.loads((folder / "out" / "results.json").read_text())["rows"]}
+
+
+def test_comparison_from_end_to_end(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    broken = tmp_path / "broken.yaml"
+    head = (
+        "model: {class_path: SegmentationTask, init_args: {head: {class_path: CCNetHead, init_args: {dropout: %s}}}}\n"
+    )
+    broken.write_text(head % "7")
+    file = write_comparison(tmp_path, f"  - {HEADS / 'fcn.yaml'}\n  - {HEADS / 'danet.yaml'}\n  - broken.yaml")
+    assert main(["compare", "--config", str(file)]) == 1
+    rows = results_of(tmp_path)
+    assert [rows[name]["status"] for name in ("fcn", "danet", "broken")] == ["done", "done", "failed"]
+    assert "dropout probability" in rows["broken"]["reason"]
+    for name in ("fcn", "danet"):
+        row = rows[name]
+        assert 0 <= row["mIoU"] <= 1
+        assert row["parameters_m"] > 0
+        assert row["gflops"] > 0
+        assert row["latency_ms"] > 0
+        assert row["memory_mb"] > 0
+        assert row["images_per_second"] > 0
+        assert row["input"] == [48, 48]
+    assert rows["danet"]["gflops"] > rows["fcn"]["gflops"] * 0.5
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert page.count("<figcaption>") == 2 * (2 + 2)  # two images: image, label, two heads
+    assert "dropout probability" in page
+    said = capfd.readouterr().out
+    assert "[3/3] broken, seed 0: failed" in said
+
+    # again: what is done stays, what failed is tried again, and is mended
+    stamps = {n: (tmp_path / f"out/runs/{n}-seed0/result.json").stat().st_mtime_ns for n in ("fcn", "danet")}
+    broken.write_text(head % "0.5")
+    checkpoint = rows["danet"]["seeds"][0]["checkpoint"]
+    extra = f"  - {{name: loaded, config: {HEADS / 'danet.yaml'}, checkpoint: {checkpoint}}}\nseeds:"
+    file.write_text(file.read_text().replace("output:", extra + " [0]\noutput:"))
+    assert main(["compare", "--config", str(file)]) == 0
+    rows = results_of(tmp_path)
+    assert all(row["status"] == "done" for row in rows.values())
+    for name, stamp in stamps.items():
+        assert (tmp_path / f"out/runs/{name}-seed0/result.json").stat().st_mtime_ns == stamp
+    loaded, trained = rows["loaded"]["seeds"][0], rows["danet"]["seeds"][0]
+    assert (loaded["mIoU"], loaded["iou"]) == (trained["mIoU"], trained["iou"])
+    assert loaded["train_seconds"] is None
+
+
+def test_an_interrupted_comparison_goes_on(tmp_path: Path) -> None:
+    file = write_comparison(tmp_path, f"  - {HEADS / 'fcn.yaml'}\n  - {HEADS / 'pspnet.yaml'}")
+    command = [sys.executable, "-m", "segvid", "compare", "--config", str(file)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    first = tmp_path / "out/runs/fcn-seed0/result.json"
+    for _ in range(600):
+        if first.is_file():
+            break
+        time.sleep(0.1)
+    time.sleep(1)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=60)[0]
+    assert process.returncode == 130, said
+    assert "goes on where it stopped" in said
+    assert results_of(tmp_path)["fcn"]["status"] == "done"
+    stamp = first.stat().st_mtime_ns
+    assert main(["compare", "--config", str(file)]) == 0
+    assert first.stat().st_mtime_ns == stamp
+    assert results_of(tmp_path)["pspnet"]["status"] == "done"

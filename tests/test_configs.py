@@ -1,0 +1,130 @@
+"""Every shipped configuration is parsed and built; heads, their files and the package's list are the same set."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+import segvid.segmentation.heads as heads
+from segvid.compare.config import parse, plan
+from segvid.segmentation.task import SegmentationTask
+from segvid.training import SegvidCLI, prepare
+from tests.data.miniature import make_cityscapes, make_folder, make_sbd, make_voc
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+RECIPES = sorted((CONFIGS / "segmentation" / "recipes").glob("*.yaml"))
+HEADS = sorted((CONFIGS / "segmentation" / "heads").glob("*.yaml"))
+COMPARISONS = sorted((CONFIGS / "compare").glob("*.yaml"))
+
+
+def stem(path: Path) -> str:
+    return path.stem
+
+
+def build(recipe: Path, head: Path, *options: str) -> SegvidCLI:
+    """Model, data and trainer of a recipe and a head, as `fit` builds them."""
+    prepare()
+    words = ["--config", str(recipe), "--config", str(head), "--trainer.logger=false", "--trainer.accelerator=cpu"]
+    if "precision: 16" in recipe.read_text():
+        words.append("--trainer.precision=32-true")  # float16 needs a GPU
+    if "weights: imagenet" in recipe.read_text():
+        words.append("--model.init_args.backbone.init_args.weights=null")  # needs a network
+    return SegvidCLI(run=False, save_config_callback=None, args=[*words, *options])
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=stem)
+@pytest.mark.parametrize("head", HEADS, ids=stem)
+def test_every_recipe_goes_with_every_head(recipe: Path, head: Path) -> None:
+    small = [] if "digits" in recipe.name else ["--model.init_args.backbone=ConvNet"]
+    cli = build(recipe, head, *small)
+    assert type(cli.model.head).__name__ == yaml.safe_load(head.read_text())["model"]["init_args"]["head"]["class_path"]
+    assert cli.model.head.num_classes == cli.datamodule.num_classes
+
+
+@pytest.mark.parametrize("head", HEADS, ids=stem)
+def test_every_head_on_the_backbone_of_the_papers(head: Path) -> None:
+    cli = build(CONFIGS / "segmentation/recipes/voc.yaml", head, "--model.init_args.backbone.init_args.name=resnet50c")
+    task = cli.model
+    assert isinstance(task, SegmentationTask)
+    assert task.backbone.strides == (4, 8, 8, 8)
+    assert (task.auxiliary_head is None) == (head.stem == "emanet")
+    with torch.no_grad():
+        assert task.eval()(torch.zeros(1, 3, 33, 41)).shape == (1, 21, 33, 41)
+
+
+def test_heads_files_and_list_are_the_same() -> None:
+    named = [yaml.safe_load(f.read_text())["model"]["init_args"]["head"]["class_path"] for f in HEADS]
+    assert sorted(named) == sorted(heads.__all__)
+
+
+@pytest.mark.parametrize("file", [*RECIPES, *HEADS], ids=stem)
+def test_no_config_holds_what_is_linked(file: Path) -> None:
+    assert not re.search(r"in_channels|num_classes", file.read_text())
+
+
+@pytest.mark.parametrize("head", HEADS, ids=stem)
+def test_headers_name_paper_and_source_of_the_figures(head: Path) -> None:
+    header = "".join(line for line in head.read_text().splitlines(keepends=True) if line.startswith("#"))
+    assert re.search(r"(CVPR|ICCV|ECCV|NeurIPS|et al\.,) \d{4}", header)
+    assert (
+        f"segvid fit --config configs/segmentation/recipes/voc.yaml --config configs/segmentation/heads/{head.name}"
+        in header
+    )
+    figures = [line for line in header.splitlines() if re.search(r"\d\d\.\d", line)]
+    assert figures
+    assert all(line.strip("# ").startswith(("mmsegmentation", "paper")) for line in figures)
+
+
+@pytest.mark.parametrize("file", COMPARISONS, ids=stem)
+def test_comparisons_name_files_that_exist(file: Path) -> None:
+    comparison, base = parse(["--config", str(file)])
+    runs = plan(comparison, base)
+    assert len(runs) == len(comparison.heads) * len(comparison.seeds)
+    assert comparison.output == f"runs/compare/{file.stem}"
+
+
+@pytest.mark.parametrize("recipe", ["voc", "voc-plain", "cityscapes", "folder"])
+def test_recipes_train_on_data_of_their_shape(recipe: str, tmp_path: Path) -> None:
+    """`fit` on miniatures of the real layouts, with palette masks and ignored borders."""
+    from segvid.cli import main
+
+    options = {
+        "voc": ["--data.init_args.batch_size=2"],
+        "voc-plain": ["--data.init_args.batch_size=2", "--data.init_args.augmented=false"],
+        "cityscapes": [],
+        "folder": ["--data.init_args.class_names=null", "--data.init_args.image_size=[40,48]"],
+    }[recipe]
+    name = recipe.split("-")[0]
+    if name == "voc":
+        make_voc(tmp_path / "data")
+        make_sbd(tmp_path / "data")
+    else:
+        {"cityscapes": make_cityscapes, "folder": make_folder}[name](tmp_path / "data")
+    if name == "folder":
+        options += ["--data.init_args.batch_size=2", "--data.init_args.eval_batch_size=1"]
+    else:
+        options += ["--trainer.precision=32-true", "--trainer.val_check_interval=2", "--trainer.accelerator=cpu"]
+    words = [
+        "fit", "--config", str(CONFIGS / f"segmentation/recipes/{name}.yaml"),
+        "--config", str(CONFIGS / "segmentation/heads/danet.yaml"),
+        f"--data.init_args.root={tmp_path / 'data'}", "--data.init_args.num_workers=0",
+        "--data.init_args.augmentation.crop_size=[33,41]", "--model.init_args.backbone=ConvNet",
+        "--trainer.max_steps=2", f"--trainer.default_root_dir={tmp_path / 'runs'}", *options,
+    ]  # fmt: skip
+    if name == "folder":
+        words[words.index("--trainer.max_steps=2")] = "--trainer.max_epochs=1"
+    assert main(words) == 0
+    (file,) = tmp_path.glob("runs/*/version_0/val.json")
+    counts = torch.tensor(yaml.safe_load(file.read_text())["confusion"])
+    assert counts.sum() == labelled_pixels(name, words)
+
+
+def labelled_pixels(name: str, words: list[str]) -> int:
+    """Pixels of the validation masks that are not ignored, counted from the files."""
+    recipe, head = words[2], words[4]
+    cli = build(Path(recipe), Path(head), *[w for w in words[5:] if w.startswith("--data") or "backbone" in w])
+    masks = [sample["mask"] for sample in cli.datamodule.dataset("val", augmented=False)]
+    assert any((mask == 255).any() for mask in masks)
+    return int(sum((mask != 255).sum() for mask in masks))
