@@ -24,7 +24,9 @@ import segvid.segmentation.losses
 import segvid.segmentation.schedule
 from segvid.data.segmentation import SegmentationDataModule
 from segvid.errors import UserError
-from segvid.segmentation.reporting import EvaluationReport, PredictionPanels, TrainingClock
+from segvid.segmentation.clock import TrainingClock
+from segvid.segmentation.pictures import PredictionPanels
+from segvid.segmentation.reporting import EvaluationReport
 from segvid.segmentation.task import SegmentationTask
 
 # What a config may name. Everything else is refused before it is imported: a config is data, not a program.

@@ -16,7 +16,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from PIL import Image
 
 from segvid.errors import UserError
-from segvid.segmentation.reporting import denormalise, peak_memory_mb, training_clock, without_nan
+from segvid.segmentation.clock import peak_memory_mb, training_clock
+from segvid.segmentation.pictures import denormalise
+from segvid.segmentation.reporting import without_nan
 from segvid.segmentation.task import SegmentationTask
 from segvid.training import SegvidCLI, prepare
 

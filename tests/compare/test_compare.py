@@ -13,7 +13,8 @@ import pytest
 
 from segvid.cli import main
 from segvid.compare.config import Run, parse, plan
-from segvid.compare.report import csv_text, html_page, markdown, mean_of_known, summarise, write_report
+from segvid.compare.page import html_page
+from segvid.compare.report import csv_text, markdown, mean_of_known, summarise, write_report
 from segvid.errors import UserError
 
 ROOT = Path(__file__).parent.parent.parent

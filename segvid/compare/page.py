@@ -1,0 +1,85 @@
+"""The report of a comparison as one HTML file."""
+
+import base64
+import html
+import math
+from typing import Any
+
+from segvid.compare.table import cell, columns, facts
+
+STYLE = """
+:root { color-scheme: light dark; --line: #8884; --best: #2a9d5c33; }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 1200px; margin: 2rem auto; padding: 0 1rem; }
+table { border-collapse: collapse; margin: 1rem 0; display: block; overflow-x: auto; }
+th, td { padding: .3rem .7rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; }
+td.best { background: var(--best); font-weight: 600; }
+.failed { color: #c0392b; text-align: left; white-space: normal; }
+figure { display: inline-block; margin: .3rem; text-align: center; vertical-align: top; }
+figcaption { font-size: 13px; }
+img { max-width: 100%; }
+.chart { width: 47%; min-width: 320px; }
+.pictures img { width: 220px; image-rendering: pixelated; }
+small { opacity: .75; }
+.swatch { display: inline-block; width: .9em; height: .9em; margin: 0 .3em 0 .8em; border: 1px solid var(--line); }
+"""
+
+
+def html_page(results: dict[str, Any], charts: dict[str, bytes], pictures: list[list[tuple[str, bytes]]]) -> str:
+    """The report as one file: no script, no link, every picture inside."""
+    shown = columns(results)
+    known = [row["mIoU"] for row in results["rows"] if row["mIoU"] is not None]
+    best = max(known) if known else math.inf
+    body = [f"<h1>{html.escape(results['title'])}</h1>", "<p>"]
+    body += [f"{html.escape(fact)}<br>" for fact in facts(results)]
+    body += ["</p><table><tr><th>head</th>", *(f"<th>{html.escape(c[1])}</th>" for c in shown), "</tr>"]
+    for row in results["rows"]:
+        body.append(f"<tr><td>{html.escape(row['name'])}</td>")
+        if row["status"] != "done":
+            reason = html.escape(f"{row['status']}: {row.get('reason') or ''}")
+            body.append(f'<td class="failed" colspan="{len(shown)}">{reason}</td>')
+        else:
+            for key, _, digits, factor in shown:
+                mark = ' class="best"' if key == "mIoU" and row["mIoU"] == best else ""
+                body.append(f"<td{mark}>{cell(row, key, digits, factor)}</td>")
+        body.append("</tr>")
+    body.append(f"</table><p><small>{html.escape(results['conventions'])}</small></p>")
+    for key, content in charts.items():
+        body.append(f'<figure class="chart">{picture(content, f"mIoU against {key}")}</figure>')
+    rows = [row for row in results["rows"] if row["iou"]]
+    if rows:
+        body.append("<h2>IoU of every class, %</h2><table><tr><th>class</th>")
+        body += [*(f"<th>{html.escape(row['name'])}</th>" for row in rows), "</tr>"]
+        for index, name in enumerate(rows[0]["class_names"]):
+            values = [row["iou"][index] for row in rows]
+            top = max((v for v in values if v is not None), default=None)
+            body.append(f"<tr><td>{html.escape(name)}</td>")
+            for value in values:
+                mark = ' class="best"' if value is not None and value == top else ""
+                body.append(f"<td{mark}>{'-' if value is None else f'{100 * value:.1f}'}</td>")
+            body.append("</tr>")
+        body.append("</table>")
+    if pictures:
+        body.append("<h2>The same validation images, predicted by every head</h2>" + legend(results))
+        for row_of_pictures in pictures:
+            body.append('<div class="pictures">')
+            for name, content in row_of_pictures:
+                body.append(f"<figure>{picture(content, name)}<figcaption>{html.escape(name)}</figcaption></figure>")
+            body.append("</div>")
+    head = f'<meta charset="utf-8"><title>{html.escape(results["title"])}</title><style>{STYLE}</style>'
+    return f'<!doctype html><html lang="en"><head>{head}</head><body>{"".join(body)}</body></html>\n'
+
+
+def legend(results: dict[str, Any]) -> str:
+    """The colours of the classes."""
+    seed = next(s for row in results["rows"] for s in row["seeds"] if s["status"] == "done")
+    parts = [
+        f'<span class="swatch" style="background: rgb{tuple(colour)}"></span>{html.escape(name)}'
+        for name, colour in zip(seed["class_names"], seed["palette"], strict=True)
+    ]
+    return f"<p>{''.join(parts)}</p>"
+
+
+def picture(content: bytes, text: str) -> str:
+    """An image element that holds its PNG."""
+    return f'<img alt="{html.escape(text)}" src="data:image/png;base64,{base64.b64encode(content).decode()}">'
