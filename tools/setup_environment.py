@@ -23,7 +23,7 @@ def install(extra: str = "") -> Path:
     Raises:
         SystemExit: Python too old, or pip failed (its own message stands above).
     """
-    if sys.version_info < (3, 11):
+    if sys.version_info < (3, 11):  # noqa: UP036 - said before pip says it worse
         sys.exit(f"segvid needs Python 3.11 or newer; this is {sys.version.split()[0]}. Try: python3.12 {sys.argv[0]}")
     target = f"{ROOT}[{extra}]" if extra else str(ROOT)
     wanted = hashlib.sha256()
