@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from segvid.errors import UserError
+from segvid.errors import user_message
 
 USAGE = """\
 usage: segvid <command> [options]          (lightning <command> and python -m segvid <command> are the same)
@@ -62,12 +62,3 @@ def main(args: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"segvid {command}: interrupted.", file=sys.stderr)
         return 130
-
-
-def user_message(error: BaseException | None) -> str | None:
-    """The sentence of the `UserError` that an error is, or that it was raised from; None if it is none."""
-    while error is not None:
-        if isinstance(error, UserError):
-            return str(error)
-        error = error.__cause__ or error.__context__
-    return None

@@ -1,5 +1,6 @@
 """`fit`, `validate`, `test` and `resume`: LightningCLI with segvid's classes, links and defaults."""
 
+import csv
 import difflib
 import inspect
 import logging
@@ -12,10 +13,11 @@ from typing import Any, NoReturn
 
 import torch
 from jsonargparse import set_parsing_settings
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, RichProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
 
 import segvid.backbones
 import segvid.data
@@ -23,7 +25,7 @@ import segvid.segmentation.heads
 import segvid.segmentation.losses
 import segvid.segmentation.schedule
 from segvid.data.segmentation import SegmentationDataModule
-from segvid.errors import UserError
+from segvid.errors import UserError, user_message
 from segvid.segmentation.clock import TrainingClock
 from segvid.segmentation.pictures import PredictionPanels
 from segvid.segmentation.reporting import EvaluationReport
@@ -54,6 +56,44 @@ class Parser(LightningArgumentParser):
         raise UserError(explain(message)) from ex
 
 
+class Checkpoints(ModelCheckpoint):
+    """`best.ckpt`, and `last.ckpt`, the state at every validation and at the end of training, better or worse.
+
+    ModelCheckpoint's own `save_last` goes with the best: a training that gets no better would leave an early state.
+    """
+
+    last_step: int | None = None
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes what is due."""
+        super().on_validation_end(trainer, pl_module)
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self.write_last(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes the last state, if training did not stop at a validation."""
+        if trainer.global_step != self.last_step:
+            self.write_last(trainer)
+
+    def write_last(self, trainer: Trainer) -> None:
+        """Replaces `last.ckpt`."""
+        assert self.dirpath is not None  # since setup
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self.last_step = trainer.global_step
+            trainer.save_checkpoint(Path(self.dirpath) / "last.ckpt", self.save_weights_only)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Knows its best again, also where the folder has been moved or is named by another path than before."""
+        assert self.dirpath is not None
+        here = {path: str(Path(self.dirpath) / Path(path).name) for path in state_dict["best_k_models"]}
+        if all(Path(path).is_file() for path in here.values()):
+            best, kth = (here.get(state_dict[key], "") for key in ("best_model_path", "kth_best_model_path"))
+            scores = {here[path]: score for path, score in state_dict["best_k_models"].items()}
+            state_dict = state_dict | {"dirpath": self.dirpath, "best_k_models": scores, "last_model_path": ""}
+            state_dict |= {"best_model_path": best, "kth_best_model_path": kth}
+        super().load_state_dict(state_dict)
+
+
 class SegvidCLI(LightningCLI):
     """LightningCLI whose data module tells the task the number of classes, and which writes one folder a run.
 
@@ -66,6 +106,7 @@ class SegvidCLI(LightningCLI):
     def __init__(self, folder: Path | None = None, callbacks: Sequence[Callback] = (), **options: Any) -> None:
         self.folder = folder
         self.callbacks = list(callbacks)
+        self.report = EvaluationReport()
         super().__init__(
             SegmentationTask,
             SegmentationDataModule,
@@ -87,14 +128,14 @@ class SegvidCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The link from data to model, and the callbacks that every run has."""
         parser.link_arguments("data.num_classes", "model.init_args.num_classes", apply_on="instantiate")
-        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(Checkpoints, "checkpoint")
         parser.add_lightning_class_args(PredictionPanels, "panels")
         parser.set_defaults(
             {
                 "checkpoint.monitor": "val/mIoU",
                 "checkpoint.mode": "max",
                 "checkpoint.filename": "best",
-                "checkpoint.save_last": True,
+                "checkpoint.save_on_train_epoch_end": False,  # at validation: before last.ckpt, which holds the best
                 "checkpoint.enable_version_counter": False,
                 "checkpoint.auto_insert_metric_name": False,
                 "trainer.default_root_dir": "runs",
@@ -109,6 +150,21 @@ class SegvidCLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """Lightning would let the checkpoint's hyper-parameters override the config: the wrong head could be tested."""
 
+    def before_instantiate_classes(self) -> None:
+        """Looks for the checkpoint before anything is built.
+
+        Raises:
+            UserError: there is none.
+        """
+        path = self._get(self.config, "ckpt_path")
+        if path is not None and path not in ("best", "last", "hpc") and "://" not in path and not Path(path).is_file():
+            raise UserError(f"there is no checkpoint {path} (--ckpt_path).")
+
+    def after_fit(self) -> None:
+        """Evaluates the weights at the end, if training did not stop at a validation."""
+        if self.report.step != self.trainer.global_step and self.trainer.enable_validation:
+            self.trainer.validate(self.model, datamodule=self.datamodule, verbose=False)
+
     def instantiate_classes(self) -> None:
         """Builds data, model and trainer.
 
@@ -118,6 +174,9 @@ class SegvidCLI(LightningCLI):
         try:
             super().instantiate_classes()
         except ValueError as error:
+            message = user_message(error)
+            if message is not None:
+                raise UserError(message) from error
             cause: BaseException = error
             while cause.__cause__ is not None or cause.__context__ is not None:
                 cause = cause.__cause__ or cause.__context__ or cause
@@ -126,7 +185,7 @@ class SegvidCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The trainer, by default with one folder a run: TensorBoard, CSV, config and checkpoints side by side."""
         config = self._get(self.config_init, "trainer")
-        callbacks: list[Callback] = [TrainingClock(), EvaluationReport(), *self.callbacks]
+        callbacks: list[Callback] = [TrainingClock(), self.report, *self.callbacks]
         if config.enable_progress_bar is not False and not any(
             isinstance(c, RichProgressBar | TQDMProgressBar) for c in _as_list(config.callbacks)
         ):
@@ -140,11 +199,23 @@ class SegvidCLI(LightningCLI):
                 name = f"{type(self.datamodule).__name__}-{type(self.model.head).__name__}"
                 version = None
             tensorboard = TensorBoardLogger(root, name=name, version=version)
-            kwargs["logger"] = [tensorboard, CSVLogger(root, name=name, version=tensorboard.version)]
+            metrics = CSVLogger(root, name=name, version=tensorboard.version)
+            if self.folder is not None and self._get(self.config, "ckpt_path") is not None:
+                keep_rows(metrics)
+            kwargs["logger"] = [tensorboard, metrics]
         if config.logger is not False:
             callbacks.append(LearningRateMonitor("step"))
         self.trainer_defaults["callbacks"] = callbacks
         return super().instantiate_trainer(**kwargs)
+
+
+@rank_zero_only
+def keep_rows(logger: CSVLogger) -> None:
+    """Goes on with the `metrics.csv` of a resumed run, which Lightning deletes when it opens the folder again."""
+    file = Path(logger.log_dir) / "metrics.csv"
+    rows = list(csv.DictReader(file.read_text().splitlines())) if file.is_file() else []
+    logger.experiment.metrics.extend(rows)
+    logger.save()
 
 
 def run(command: str, words: Sequence[str]) -> int:

@@ -32,7 +32,7 @@ def compare(words: Sequence[str]) -> int:
     runs = plan(comparison, base)
     output = Path(comparison.output)
     output.mkdir(parents=True, exist_ok=True)
-    console = Console()
+    console = Console(markup=False)  # a reason or a path may hold brackets
     command = shlex.join(["segvid", "compare", *words])
     done = sum(finished(run) is not None for run in runs)
     console.print(f"{comparison.title}: {len(runs)} runs, {done} done already. All files: {output}", highlight=False)
@@ -134,17 +134,19 @@ def show_progress(process: "subprocess.Popen[bytes]", file: Path, label: str, co
 
 
 def measure(runs: Sequence[Run], output: Path) -> None:
-    """Measures the cost of every row once, in one process, unless that is done already.
+    """Measures the cost of every row in one process, unless that is done already for all of them as they are.
 
     Raises:
         UserError: the process failed.
     """
     rows = {run.name: [w for w in run.words if not w.startswith("--seed_everything")] for run in runs}
     spec_file, result_file = output / "cost_spec.json", output / "cost.json"
-    spec = {"rows": rows, "output": str(result_file)}
+    spec = {"rows": rows, "fingerprints": [run.fingerprint for run in runs], "output": str(result_file)}
     text = json.dumps(spec, indent=1) + "\n"
     if result_file.is_file() and spec_file.is_file() and spec_file.read_text() == text:
-        return
+        if not any("reason" in row for row in json.loads(result_file.read_text())["rows"].values()):
+            return
+        result_file.unlink()
     spec_file.write_text(text)
     log = output / "cost_log.txt"
     with log.open("w") as file:

@@ -125,6 +125,8 @@ def plan(comparison: Comparison, base: Path) -> list[Run]:
             checkpoint = None if head.checkpoint is None else str(find(head.checkpoint, base, f"checkpoint of {name}"))
             folder = Path(comparison.output) / "runs" / f"{re.sub(r'[^A-Za-z0-9._=-]+', '_', name)}-seed{seed}"
             content = [recipe.read_text(), file.read_text(), *words[4:], checkpoint or "", comparison.images]
+            if checkpoint is not None:
+                content.append(Path(checkpoint).stat().st_mtime_ns)  # it may be trained anew at the same place
             fingerprint = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
             runs.append(Run(name, seed, tuple(words), checkpoint, folder, fingerprint))
     return runs

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 import segvid
 from segvid.compare.charts import draw_charts, draw_sheet, picture_rows
@@ -125,7 +126,7 @@ def console_table(results: dict[str, Any]) -> Table:
         table.add_column(heading, justify="right")
     for row in results["rows"]:
         if row["status"] != "done":
-            table.add_row(row["name"], f"[red]{row['status']}[/red]", *[""] * (len(shown) - 1))
+            table.add_row(row["name"], Text(row["status"], style="red"), *[""] * (len(shown) - 1))
         else:
             table.add_row(row["name"], *(cell(row, key, digits, factor) for key, _, digits, factor in shown))
     return table
@@ -173,8 +174,8 @@ def markdown(
         if row["status"] == "done":
             cells = [cell(row, key, digits, factor) for key, _, digits, factor in shown]
         else:
-            cells = [f"{row['status']}: {row.get('reason') or ''}", *[""] * (len(shown) - 1)]
-        lines.append(f"| {row['name']} | " + " | ".join(cells) + " |")
+            cells = [markdown_cell(f"{row['status']}: {row.get('reason') or ''}"), *[""] * (len(shown) - 1)]
+        lines.append(f"| {markdown_cell(row['name'])} | " + " | ".join(cells) + " |")
     lines += ["", results["conventions"], "", "## IoU of every class, %", "", *class_lines(results), ""]
     for key, content in charts.items():
         (folder / f"{key}.png").write_bytes(content)
@@ -190,8 +191,13 @@ def class_lines(results: dict[str, Any]) -> list[str]:
     rows = [row for row in results["rows"] if row["iou"]]
     if not rows:
         return []
-    lines = ["| class | " + " | ".join(row["name"] for row in rows) + " |", "|---" + "|---:" * len(rows) + "|"]
+    lines = ["| class | " + " | ".join(markdown_cell(row["name"]) for row in rows) + " |", "|---" + "|---:" * len(rows) + "|"]
     for index, name in enumerate(rows[0]["class_names"]):
         cells = ["-" if row["iou"][index] is None else f"{100 * row['iou'][index]:.1f}" for row in rows]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+        lines.append(f"| {markdown_cell(name)} | " + " | ".join(cells) + " |")
     return lines
+
+
+def markdown_cell(text: str) -> str:
+    """The text as one cell of a Markdown table."""
+    return " ".join(text.split()).replace("|", "\\|")

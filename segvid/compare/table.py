@@ -26,8 +26,8 @@ def cell(row: dict[str, Any], key: str, digits: int, factor: float) -> str:
 
 
 def columns(results: dict[str, Any]) -> list[tuple[str, str, int, float]]:
-    """The columns in which anything is known."""
-    return [c for c in COLUMNS if any(row.get(c[0]) is not None for row in results["rows"])]
+    """mIoU, and the columns in which anything is known."""
+    return [c for c in COLUMNS if c[0] == "mIoU" or any(row.get(c[0]) is not None for row in results["rows"])]
 
 
 def facts(results: dict[str, Any]) -> list[str]:

@@ -1,6 +1,5 @@
 """How long a training took and how much memory it held."""
 
-import resource
 import sys
 import time
 from typing import Any
@@ -76,5 +75,7 @@ def peak_memory_mb() -> float:
     """Peak memory of this process so far: allocated on the GPU where there is one, else resident."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
+    import resource  # not on Windows, where training on a GPU must not fail for want of it
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**10 if sys.platform != "darwin" else peak / 2**20

@@ -21,14 +21,21 @@ class EvaluationReport(Callback):
 
     Written into the run's folder: `<stage>.json` (all figures and the confusion matrix), `<stage>.csv` (one row a
     class) and `<stage>_confusion.png`.
+
+    Attributes:
+        step: of the last validation; None before the first.
     """
 
     def __init__(self) -> None:
         self.console = Console()
+        self.step: int | None = None
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prints the figures; writes the files unless this is one of many validations of a training."""
-        if trainer.sanity_checking or not trainer.is_global_zero:
+        if trainer.sanity_checking:
+            return
+        self.step = trainer.global_step
+        if not trainer.is_global_zero:
             return
         task = _task(pl_module)
         if trainer.state.fn == "validate":
@@ -65,9 +72,10 @@ class EvaluationReport(Callback):
         folder = Path(trainer.log_dir)
         folder.mkdir(parents=True, exist_ok=True)
         counts = task.confusion_counts[stage]
+        step = self.step if stage == "val" else trainer.global_step
         facts = {
             "stage": stage,
-            "step": trainer.global_step,
+            "step": step,
             "checkpoint": str(trainer.ckpt_path) if trainer.ckpt_path else None,
             "class_names": names,
             **result.asdict(),
@@ -81,7 +89,7 @@ class EvaluationReport(Callback):
             writer.writerows(rows)
             writer.writerow(["mean", result.mIoU, result.mAcc, result.mDice, int(counts.sum())])
         draw_confusion(counts, names, folder / f"{stage}_confusion.png")
-        self.console.print(f"Figures and confusion matrix: {folder}", highlight=False)
+        self.console.print(f"Figures and confusion matrix at step {step}: {folder}", highlight=False)
 
 
 def class_table(result: SegmentationScores, names: Sequence[str], stage: str) -> Table:
