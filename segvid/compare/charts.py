@@ -61,11 +61,11 @@ def draw_sheet(pictures: list[list[tuple[str, bytes]]]) -> bytes:
     image = Image.open(io.BytesIO(pictures[0][0][1]))
     shape = (1.6 * width, (1.6 * image.height / image.width + 0.05) * len(pictures) + 0.3)
     figure, grid = plt.subplots(len(pictures), width, figsize=shape, squeeze=False, layout="compressed")
-    for row, row_of_pictures in zip(grid, pictures, strict=True):
-        for axes, (name, content) in zip(row, row_of_pictures, strict=True):
+    for index, row_of_pictures in enumerate(pictures):
+        for axes, (name, content) in zip(grid[index], row_of_pictures, strict=True):
             axes.imshow(Image.open(io.BytesIO(content)).convert("RGB"), interpolation="nearest")
             axes.axis("off")
-            if row is grid[0]:
+            if index == 0:
                 axes.set_title(name, fontsize=10)
     sheet = io.BytesIO()
     figure.savefig(sheet, format="png", dpi=100)
