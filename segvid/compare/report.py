@@ -120,7 +120,7 @@ def write(file: Path, text: str) -> None:
 def console_table(results: dict[str, Any]) -> Table:
     """The table for the terminal."""
     table = Table(title=results["title"])
-    table.add_column("head")
+    table.add_column("head", no_wrap=True)
     shown = [c for c in columns(results) if c[0] not in ("images_per_second", "train_memory_mb")]
     for _, heading, _, _ in shown:
         table.add_column(heading, justify="right")
@@ -191,7 +191,8 @@ def class_lines(results: dict[str, Any]) -> list[str]:
     rows = [row for row in results["rows"] if row["iou"]]
     if not rows:
         return []
-    lines = ["| class | " + " | ".join(markdown_cell(row["name"]) for row in rows) + " |", "|---" + "|---:" * len(rows) + "|"]
+    names = " | ".join(markdown_cell(row["name"]) for row in rows)
+    lines = [f"| class | {names} |", "|---" + "|---:" * len(rows) + "|"]
     for index, name in enumerate(rows[0]["class_names"]):
         cells = ["-" if row["iou"][index] is None else f"{100 * row['iou'][index]:.1f}" for row in rows]
         lines.append(f"| {markdown_cell(name)} | " + " | ".join(cells) + " |")

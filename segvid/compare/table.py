@@ -5,7 +5,7 @@ from typing import Any
 # key, heading, digits, factor
 COLUMNS = (
     ("mIoU", "mIoU %", 2, 100.0),
-    ("parameters_m", "parameters M", 2, 1.0),
+    ("parameters_m", "params M", 2, 1.0),
     ("gflops", "GFLOPs", 2, 1.0),
     ("latency_ms", "latency ms", 1, 1.0),
     ("memory_mb", "memory MB", 1, 1.0),
