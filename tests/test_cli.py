@@ -1,5 +1,6 @@
 """The command line from end to end, as a user types it: training, evaluation, resuming, and every way to mistype."""
 
+import csv
 import json
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import torch
 import yaml
 
 from segvid.cli import main
+from segvid.data import DigitScenes
 from segvid.segmentation.heads import CCNetHead, DANetHead
 from segvid.segmentation.task import SegmentationTask
 
@@ -27,6 +29,16 @@ TINY = [
 ]
 
 
+# Background counts little, so that a few steps predict more than background: else all weights have the same figures.
+UNEQUAL = [
+    "--model.init_args.loss.init_args.class_weights=[0.01,1,1,1,1,1,1,1,1,1,1]",
+    "--model.init_args.optimizer.init_args.lr=0.02",
+    "--model.init_args.lr_scheduler.init_args.warmup_steps=0",
+]
+# The first validation is the best, whatever comes after.
+FIRST_IS_BEST = ["--checkpoint.monitor=epoch", "--checkpoint.mode=min"]
+
+
 def words(head: str = "danet") -> list[str]:
     return ["--config", RECIPE, "--config", str(HEADS / f"{head}.yaml"), *TINY]
 
@@ -36,7 +48,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a short training of CCNet with recurrence 2."""
     root = tmp_path_factory.mktemp("runs")
     options = ["--trainer.max_epochs=2", "--trainer.check_val_every_n_epoch=1", "--trainer.log_every_n_steps=1"]
-    assert main(["fit", *words("ccnet"), *options, f"--trainer.default_root_dir={root}"]) == 0
+    assert main(["fit", *words("ccnet"), *UNEQUAL, *options, f"--trainer.default_root_dir={root}"]) == 0
     return root / "DigitScenes-CCNetHead" / "version_0"
 
 
@@ -64,6 +76,7 @@ def test_figures_of_a_run_agree_with_each_other(run: Path) -> None:
     figures = json.loads((run / "val.json").read_text())
     counts = torch.tensor(figures["confusion"])
     assert counts.sum() == 8 * 48 * 48
+    assert (counts.sum(dim=0) > 0).sum() > 1, "all predictions are one class: no test here would see a difference"
     rows = (run / "val.csv").read_text().splitlines()
     assert rows[0] == "class,IoU,accuracy,Dice,pixels"
     assert rows[1].startswith("background,")
@@ -123,6 +136,13 @@ def test_a_checkpoint_is_data_and_rebuilds_its_model(run: Path) -> None:
     task = SegmentationTask.load_from_checkpoint(path, weights_only=True)
     assert isinstance(task.head, CCNetHead)
     assert task.backbone.channels == (6, 8)
+    scenes = DigitScenes(train_scenes=32, val_scenes=8, size=48, digits=2).dataset("val", augmented=False)
+    counts = torch.zeros(11, 11, dtype=torch.int64)
+    for sample in [scenes[i] for i in range(8)]:
+        with torch.no_grad():
+            prediction = task.eval()(sample["image"][None]).argmax(1)[0]
+        counts += torch.bincount((11 * sample["mask"] + prediction).flatten(), minlength=121).view(11, 11)
+    assert counts.tolist() == json.loads((run / "val.json").read_text())["confusion"]
     config = yaml.safe_load((run / "config.yaml").read_text())
     assert "num_classes" not in config["model"]["init_args"]
     assert "in_channels" not in config["model"]["init_args"]["head"]["init_args"]
@@ -145,6 +165,70 @@ def test_resume_goes_on_in_the_same_folder_with_the_same_schedule(tmp_path: Path
     rates = [group["lr"] for group in last["optimizer_states"][0]["param_groups"]]
     assert rates == pytest.approx([group["lr"] for group in expected["optimizer_states"][0]["param_groups"]])
     assert rates[0] < 1e-3
+
+
+def steps_of(folder: Path) -> dict[str, int]:
+    """The step of every checkpoint of a run."""
+    files = (folder / "checkpoints").iterdir()
+    return {file.stem: torch.load(file, weights_only=True)["global_step"] for file in files}
+
+
+def test_the_last_checkpoint_is_the_last_not_the_best(tmp_path: Path) -> None:
+    options = ["--trainer.max_epochs=2", "--trainer.check_val_every_n_epoch=1", *FIRST_IS_BEST]
+    assert main(["fit", *words("fcn"), *options, f"--trainer.default_root_dir={tmp_path}"]) == 0
+    assert steps_of(next(tmp_path.glob("*/version_0"))) == {"best": 8, "last": 16}
+
+
+def test_a_training_that_stops_between_validations_is_evaluated_and_kept(tmp_path: Path) -> None:
+    options = ["--trainer.max_steps=12", "--trainer.max_epochs=-1", "--trainer.check_val_every_n_epoch=1"]
+    assert main(["fit", *words("fcn"), *UNEQUAL, *options, f"--trainer.default_root_dir={tmp_path / 'a'}"]) == 0
+    (folder,) = tmp_path.glob("a/*/version_0")
+    assert steps_of(folder)["last"] == 12
+    first = json.loads((folder / "val.json").read_text())
+    assert first["step"] == 12
+    checkpoint = ["--ckpt_path", str(folder / "checkpoints" / "last.ckpt")]
+    root = f"--trainer.default_root_dir={tmp_path / 'b'}"
+    assert main(["validate", "--config", str(folder / "config.yaml"), *checkpoint, root]) == 0
+    (file,) = tmp_path.glob("b/*/version_0/val.json")
+    assert json.loads(file.read_text())["confusion"] == first["confusion"]
+
+
+def test_a_stopped_training_is_resumed_with_nothing_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = ["--trainer.max_epochs=2", "--trainer.check_val_every_n_epoch=1", "--trainer.log_every_n_steps=1"]
+    options += [*UNEQUAL, *FIRST_IS_BEST]
+    original = SegmentationTask.training_step
+
+    def power_cut(task: SegmentationTask, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
+        if task.global_step == 12:
+            raise OSError("power cut")
+        return original(task, batch, batch_idx)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SegmentationTask, "training_step", power_cut)
+        patch.chdir(tmp_path)
+        with pytest.raises(OSError, match="power cut"):
+            main(["fit", *words("fcn"), *options])
+    (folder,) = tmp_path.glob("runs/*/version_0")
+    assert steps_of(folder) == {"best": 8, "last": 8}
+    state = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["callbacks"]
+    assert next(value for key, value in state.items() if key.startswith("Checkpoints"))["best_k_models"]
+    # by another path, and a second time although it is done: the best stays the best, the figures stay
+    for again in range(2):
+        assert main(["resume", str(folder)]) == 0
+        assert steps_of(folder) == {"best": 8, "last": 16}, again
+        figures = json.loads((folder / "val.json").read_text())
+        assert figures["step"] == 16
+        with (folder / "metrics.csv").open() as file:
+            rows = list(csv.DictReader(file))
+        assert {int(row["step"]) for row in rows if row["train/loss"]} == set(range(16))
+        rates = {int(row["step"]): float(row["lr-AdamW/backbone"]) for row in rows if row["lr-AdamW/backbone"]}
+        assert rates == pytest.approx({step: 0.02 * (1 - step / 16) ** 0.9 for step in range(16)})
+
+
+def test_a_checkpoint_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("fit", "validate", "test"):
+        assert main([command, *words("fcn"), "--ckpt_path", str(tmp_path / "no.ckpt")]) == 1
+        assert f"segvid {command}: there is no checkpoint {tmp_path / 'no.ckpt'}" in capsys.readouterr().err
 
 
 def test_overrides_and_print_config(capsys: pytest.CaptureFixture[str]) -> None:

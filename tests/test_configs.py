@@ -11,7 +11,6 @@ import segvid.segmentation.heads as heads
 from segvid.compare.config import parse, plan
 from segvid.segmentation.task import SegmentationTask
 from segvid.training import SegvidCLI, prepare
-from tests.data.miniature import make_cityscapes, make_folder, make_sbd, make_voc
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 RECIPES = sorted((CONFIGS / "segmentation" / "recipes").glob("*.yaml"))
@@ -83,48 +82,3 @@ def test_comparisons_name_files_that_exist(file: Path) -> None:
     runs = plan(comparison, base)
     assert len(runs) == len(comparison.heads) * len(comparison.seeds)
     assert comparison.output == f"runs/compare/{file.stem}"
-
-
-@pytest.mark.parametrize("recipe", ["voc", "voc-plain", "cityscapes", "folder"])
-def test_recipes_train_on_data_of_their_shape(recipe: str, tmp_path: Path) -> None:
-    """`fit` on miniatures of the real layouts, with palette masks and ignored borders."""
-    from segvid.cli import main
-
-    options = {
-        "voc": ["--data.init_args.batch_size=2"],
-        "voc-plain": ["--data.init_args.batch_size=2", "--data.init_args.augmented=false"],
-        "cityscapes": [],
-        "folder": ["--data.init_args.class_names=null", "--data.init_args.image_size=[40,48]"],
-    }[recipe]
-    name = recipe.split("-")[0]
-    if name == "voc":
-        make_voc(tmp_path / "data")
-        make_sbd(tmp_path / "data")
-    else:
-        {"cityscapes": make_cityscapes, "folder": make_folder}[name](tmp_path / "data")
-    if name == "folder":
-        options += ["--data.init_args.batch_size=2", "--data.init_args.eval_batch_size=1"]
-    else:
-        options += ["--trainer.precision=32-true", "--trainer.val_check_interval=2", "--trainer.accelerator=cpu"]
-    words = [
-        "fit", "--config", str(CONFIGS / f"segmentation/recipes/{name}.yaml"),
-        "--config", str(CONFIGS / "segmentation/heads/danet.yaml"),
-        f"--data.init_args.root={tmp_path / 'data'}", "--data.init_args.num_workers=0",
-        "--data.init_args.augmentation.crop_size=[33,41]", "--model.init_args.backbone=ConvNet",
-        "--trainer.max_steps=2", f"--trainer.default_root_dir={tmp_path / 'runs'}", *options,
-    ]  # fmt: skip
-    if name == "folder":
-        words[words.index("--trainer.max_steps=2")] = "--trainer.max_epochs=1"
-    assert main(words) == 0
-    (file,) = tmp_path.glob("runs/*/version_0/val.json")
-    counts = torch.tensor(yaml.safe_load(file.read_text())["confusion"])
-    assert counts.sum() == labelled_pixels(name, words)
-
-
-def labelled_pixels(name: str, words: list[str]) -> int:
-    """Pixels of the validation masks that are not ignored, counted from the files."""
-    recipe, head = words[2], words[4]
-    cli = build(Path(recipe), Path(head), *[w for w in words[5:] if w.startswith("--data") or "backbone" in w])
-    masks = [sample["mask"] for sample in cli.datamodule.dataset("val", augmented=False)]
-    assert any((mask == 255).any() for mask in masks)
-    return int(sum((mask != 255).sum() for mask in masks))

@@ -1,6 +1,7 @@
 """`segvid compare`: what is planned, what is run again, what the report says."""
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -12,10 +13,13 @@ from typing import Any
 import pytest
 
 from segvid.cli import main
+from segvid.compare.command import finished, measure
 from segvid.compare.config import Run, parse, plan
 from segvid.compare.page import html_page
-from segvid.compare.report import csv_text, markdown, mean_of_known, summarise, write_report
+from segvid.compare.report import console_table, csv_text, markdown, mean_of_known, summarise, write_report
+from segvid.compare.run import main as run_one
 from segvid.errors import UserError
+from segvid.segmentation.task import SegmentationTask
 
 ROOT = Path(__file__).parent.parent.parent
 HEADS = ROOT / "configs" / "segmentation" / "heads"
@@ -27,7 +31,8 @@ def write_comparison(folder: Path, heads: str, extra: str = "") -> Path:
         "data: {class_path: DigitScenes, init_args: {train_scenes: 16, val_scenes: 4, batch_size: 4,"
         " eval_batch_size: 2, size: 48, digits: 2}}\n"
         "model: {class_path: SegmentationTask, init_args: {backbone: {class_path: ConvNet,"
-        " init_args: {widths: [4, 6, 8]}}}}\n"
+        " init_args: {widths: [4, 6, 8]}}, optimizer: {class_path: torch.optim.AdamW, init_args: {lr: 0.003}},"
+        " loss: {class_path: CrossEntropy, init_args: {class_weights: [0.02, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1]}}}}\n"
         "trainer: {max_epochs: 1}\n"
     )
     file = folder / "comparison.yaml"
@@ -69,6 +74,51 @@ def test_the_fingerprint_follows_every_input(tmp_path: Path) -> None:
     recipe.write_text(recipe.read_text() + "# changed\n")
     others.append(runs_of(file)[0])
     assert len({first, *(run.fingerprint for run in others)}) == 5
+
+
+def test_only_what_is_done_and_was_made_alike_is_not_run_again(tmp_path: Path) -> None:
+    (run,) = runs_of(write_comparison(tmp_path, f"  - {HEADS / 'fcn.yaml'}"))
+    assert finished(run) is None
+    run.folder.mkdir(parents=True)
+    for status, fingerprint in (("done", run.fingerprint), ("failed", run.fingerprint), ("done", "another")):
+        (run.folder / "result.json").write_text(json.dumps({"status": status, "fingerprint": fingerprint}))
+        assert (finished(run) is not None) == ((status, fingerprint) == ("done", run.fingerprint))
+
+
+def test_a_checkpoint_that_is_trained_anew_is_evaluated_anew(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "last.ckpt"
+    checkpoint.touch()
+    file = write_comparison(tmp_path, f"  - {{config: {HEADS / 'fcn.yaml'}, checkpoint: last.ckpt}}")
+    (run,) = runs_of(file)
+    assert run.checkpoint == str(checkpoint)
+    os.utime(checkpoint, (1, 1))
+    assert runs_of(file)[0].fingerprint != run.fingerprint
+
+
+def test_the_cost_is_measured_again_when_a_model_changes_or_could_not_be_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    head = tmp_path / "head.yaml"
+    head.write_text((HEADS / "fcn.yaml").read_text())
+    file = write_comparison(tmp_path, "  - head.yaml")
+    rows: dict[str, Any] = {"head": {"gflops": 1.0}}
+    calls = []
+
+    def process(command: list[str], **options: Any) -> int:
+        calls.append(command)
+        (tmp_path / "cost.json").write_text(json.dumps({"rows": rows}))
+        return 0
+
+    monkeypatch.setattr(subprocess, "call", process)
+    measure(runs_of(file), tmp_path)
+    measure(runs_of(file), tmp_path)
+    assert len(calls) == 1
+    head.write_text(head.read_text() + "# changed\n")
+    rows["head"] = {"reason": "no memory"}
+    measure(runs_of(file), tmp_path)
+    assert len(calls) == 2
+    measure(runs_of(file), tmp_path)
+    assert len(calls) == 3
 
 
 @pytest.mark.parametrize(
@@ -164,8 +214,20 @@ def test_markdown_and_csv_of_the_same_results(tmp_path: Path) -> None:
     header, good, bad = (line.split(",") for line in lines)
     assert dict(zip(header, good, strict=True))["IoU <b>"] == "0.75"
     assert dict(zip(header, bad, strict=True))["reason"] == "1 < 2 & more"
+    results["rows"][1]["reason"] = "[4, 8] | and\n[/more]"
+    assert "| bad | failed: [4, 8] \\| and [/more] |" in markdown(results, {}, [], tmp_path)
     write_report(results, tmp_path)
     assert json.loads((tmp_path / "results.json").read_text())["rows"][0]["mIoU"] == 0.5
+
+
+def test_a_comparison_in_which_all_failed_has_a_report(tmp_path: Path) -> None:
+    results = hand_made()
+    results["rows"] = results["rows"][1:]
+    write_report(results, tmp_path)
+    assert "| bad | failed: 1 < 2 & more |" in (tmp_path / "report.md").read_text()
+    assert "failed: 1 &lt; 2 &amp; more" in (tmp_path / "report.html").read_text()
+    table = console_table(results)
+    assert [column.header for column in table.columns] == ["head", "mIoU %"]
 
 
 # What is run
@@ -203,19 +265,43 @@ def test_comparison_from_end_to_end(tmp_path: Path, capfd: pytest.CaptureFixture
     assert "[3/3] broken, seed 0: failed" in said
 
     # again: what is done stays, what failed is tried again, and is mended
-    stamps = {n: (tmp_path / f"out/runs/{n}-seed0/result.json").stat().st_mtime_ns for n in ("fcn", "danet")}
+    for name in rows:
+        cells = f"{100 * rows[name]['mIoU']:.2f}" if name != "broken" else "failed: "
+        assert f"| {name} | {cells}" in (tmp_path / "out/report.md").read_text()
+        assert f"\n{name},0,{rows[name]['status']}," in (tmp_path / "out/results.csv").read_text()
+    stamp = (tmp_path / "out/runs/danet-seed0/result.json").stat().st_mtime_ns
     broken.write_text(head % "0.5")
     checkpoint = rows["danet"]["seeds"][0]["checkpoint"]
-    extra = f"  - {{name: loaded, config: {HEADS / 'danet.yaml'}, checkpoint: {checkpoint}}}\nseeds:"
+    extra = f"  - {{name: '[/loaded]', config: {HEADS / 'danet.yaml'}, checkpoint: {checkpoint}}}\nseeds:"
     file.write_text(file.read_text().replace("output:", extra + " [0]\noutput:"))
     assert main(["compare", "--config", str(file)]) == 0
     rows = results_of(tmp_path)
     assert all(row["status"] == "done" for row in rows.values())
-    for name, stamp in stamps.items():
-        assert (tmp_path / f"out/runs/{name}-seed0/result.json").stat().st_mtime_ns == stamp
-    loaded, trained = rows["loaded"]["seeds"][0], rows["danet"]["seeds"][0]
+    assert rows["broken"]["gflops"] > 0
+    assert (tmp_path / "out/runs/danet-seed0/result.json").stat().st_mtime_ns == stamp
+    loaded, trained = rows["[/loaded]"]["seeds"][0], rows["danet"]["seeds"][0]
+    assert trained["accuracy"][0] < 1, "all is background: any weights would have these figures"
     assert (loaded["mIoU"], loaded["iou"]) == (trained["mIoU"], trained["iou"])
     assert loaded["train_seconds"] is None
+
+
+def test_a_run_that_was_killed_after_its_last_step_is_only_evaluated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (plan_of_run,) = runs_of(write_comparison(tmp_path, f"  - {HEADS / 'fcn.yaml'}"))
+    spec = {"name": "fcn", "seed": 0, "checkpoint": None, "fingerprint": "f", "images": 1}
+    spec |= {"words": plan_of_run.words, "folder": str(tmp_path / "run")}
+    (tmp_path / "spec.json").write_text(json.dumps(spec))
+    result = tmp_path / "run" / "result.json"
+    assert run_one(str(tmp_path / "spec.json")) == 0
+    first = json.loads(result.read_text())
+    assert first["accuracy"][0] < 1, "all is background: any weights would have these figures"
+    result.unlink()
+    monkeypatch.setattr(SegmentationTask, "training_step", lambda *_: pytest.fail("trained again"))
+    assert run_one(str(tmp_path / "spec.json")) == 0
+    again = json.loads(result.read_text())
+    assert (again["iou"], again["steps"], again["status"]) == (first["iou"], 4, "done")
+    assert again["images_per_second"] > 0
 
 
 def test_an_interrupted_comparison_goes_on(tmp_path: Path) -> None:
@@ -232,7 +318,8 @@ def test_an_interrupted_comparison_goes_on(tmp_path: Path) -> None:
     said = process.communicate(timeout=60)[0]
     assert process.returncode == 130, said
     assert "goes on where it stopped" in said
-    assert results_of(tmp_path)["fcn"]["status"] == "done"
+    rows = results_of(tmp_path)
+    assert (rows["fcn"]["status"], rows["pspnet"]["status"]) == ("done", "not run yet")
     stamp = first.stat().st_mtime_ns
     assert main(["compare", "--config", str(file)]) == 0
     assert first.stat().st_mtime_ns == stamp

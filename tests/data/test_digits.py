@@ -56,6 +56,32 @@ class FixedDigit:
         return getattr(self.rng, name)
 
 
+def test_the_mask_covers_the_stroke_and_names_its_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Shapes stand for the digits: full, left half, top half, left quarter, top quarter. The ratio of width to height
+    # of what the mask marks then tells the digit, with no look at how the scene was made.
+    shapes = np.zeros((DIGITS, 8, 8), dtype=np.float32)
+    shapes[0] = shapes[1, :, :4] = shapes[2, :4] = shapes[3, :, :2] = shapes[4, :2] = 1
+    powers = {0: 0, -1: 1, 1: 2, -2: 3, 2: 4}  # log2(width / height) to digit
+    pools = [shape[None] for shape in shapes]
+    monkeypatch.setattr(digits, "_pools", lambda split: (pools, np.zeros((1, 8, 8), dtype=np.float32)))
+    seen = set()
+    for seed in range(40):
+        image, mask = make_scene(np.random.default_rng(seed), "train", digits=1)
+        colour, where = mark_of(image)
+        rows, columns = mask.nonzero()
+        height, width = np.ptp(rows) + 1, np.ptp(columns) + 1
+        assert len(rows) == height * width
+        digit = powers[round(np.log2(width / height))]
+        assert set(mask[rows, columns].tolist()) == {1 + digit + DIGITS * colour}
+        grey = image.mean(axis=-1)
+        stroke, ground = grey[mask > 0], grey[(mask == 0) & ~where]
+        # the stroke is bright and the ground dark, but for soft edges
+        assert (stroke > 125).mean() > 0.85
+        assert (ground < 125).mean() > 0.95
+        seen.add(digit)
+    assert seen == set(range(DIGITS))
+
+
 def test_glyphs_of_the_splits_are_disjoint_and_real() -> None:
     from sklearn.datasets import load_digits
 
@@ -99,6 +125,38 @@ def test_scenes_are_the_same_in_every_process_and_epoch() -> None:
     assert not torch.equal(first[0]["image"], DigitScenesDataset("val", 8)[0]["image"])
     with pytest.raises(IndexError):
         first[8]
+
+
+def test_a_sample_is_the_scene_normalised() -> None:
+    dataset = DigitScenesDataset("val", 3, seed=5, size=56, digits=2, mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3))
+    samples = list(dataset)  # ends by itself
+    assert len(samples) == len(dataset) == 3
+    for sample in samples:
+        assert sample["image"].shape == (3, 56, 56)
+        assert sample["mask"].shape == (56, 56)
+        assert (sample["image"].dtype, sample["mask"].dtype) == (torch.float32, torch.int64)
+        restored = sample["image"].permute(1, 2, 0).numpy() * (0.2, 0.25, 0.3) + (0.4, 0.5, 0.6)
+        image = np.round(restored * 255).astype(np.uint8)
+        assert np.abs(restored * 255 - image).max() < 1e-3
+        _, where = mark_of(image)
+        labels = sample["mask"].numpy()
+        assert (labels[where] == 0).all()
+        assert 1 <= len(np.unique(labels)) - 1 <= 2
+        # bright pixels are digits: channels, rows and columns are where they should be
+        assert image[labels > 0].mean() > image[(labels == 0) & ~where].mean() + 40
+    rng = np.random.default_rng(0)
+    direct = [make_scene(rng, "val", 56, 2) for _ in range(2)]
+    assert (direct[0][0] != direct[1][0]).any()
+
+
+def test_module_hands_its_options_on() -> None:
+    options = {"seed": 3, "size": 56, "digits": 2}
+    data = DigitScenes(train_scenes=5, val_scenes=3, **options)
+    for split, scenes in (("train", 5), ("val", 3)):
+        ours, direct = data.dataset(split, augmented=split == "train"), DigitScenesDataset(split, scenes, **options)
+        assert len(ours) == len(direct) == scenes  # type: ignore[arg-type]
+        assert torch.equal(ours[1]["image"], direct[1]["image"])
+        assert torch.equal(ours[1]["mask"], direct[1]["mask"])
 
 
 def test_samples_and_module() -> None:

@@ -245,8 +245,7 @@ def test_it_learns() -> None:
     batch["mask"][:, :, 16:][batch["mask"][:, :, 16:] != 255] = 2
     batch["image"] += (batch["mask"] == 2).unsqueeze(1)
     task = make_task(num_classes=3, optimizer=lambda groups: SGD(groups, lr=0.1, momentum=0.9))
-    trainer = make_trainer(max_steps=40, limit_val_batches=0)
-    trainer.fit(task, loader([batch] * 40))
+    make_trainer(max_steps=40).fit(task, loader([batch] * 40))
     make_trainer().validate(task, loader([batch]), verbose=False)
     assert task.scores["val"].iou[0] > 0.8
     assert task.scores["val"].iou[2] > 0.8
@@ -340,6 +339,8 @@ def test_one_sample_a_batch_with_a_head_that_pools_to_one_pixel() -> None:
     task = make_task(partial(PSPNetHead, channels=4))
     with pytest.raises(UserError, match=r"data\.init_args\.batch_size to 2"):
         make_trainer(max_steps=1).fit(task, datamodule=digits(batch_size=1))
+    make_trainer(max_epochs=1).fit(task, datamodule=digits())  # its last validation batch is a single scene: fine
+    assert task.confusion_counts["val"].sum() == 3 * 48 * 48
 
 
 def test_other_errors_of_a_head_stay_what_they_are() -> None:
@@ -404,11 +405,12 @@ def test_sanity_check_batches_leave_no_scores() -> None:
 
         def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
             counted: Any = pl_module.confusion["val"]  # type: ignore[index]
-            self.found = (dict(pl_module.scores), int(counted.confmat.sum()))  # type: ignore[arg-type]
+            logged = "val/mIoU" in trainer.callback_metrics
+            self.found = (dict(pl_module.scores), int(counted.confmat.sum()), logged)  # type: ignore[arg-type]
 
     sanity, task = Sanity(), make_task()
     make_trainer(sanity, max_epochs=1, num_sanity_val_steps=2).fit(task, datamodule=digits())
-    assert sanity.found == ({}, 0)
+    assert sanity.found == ({}, 0, False)
     assert task.confusion_counts["val"].sum() == 3 * 48 * 48
 
 
