@@ -309,11 +309,12 @@ def test_an_interrupted_comparison_goes_on(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "segvid", "compare", "--config", str(file)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     first = tmp_path / "out/runs/fcn-seed0/result.json"
+    second = tmp_path / "out/runs/pspnet-seed0/log.txt"
     for _ in range(600):
-        if first.is_file():
+        if second.is_file():
             break
         time.sleep(0.1)
-    time.sleep(1)
+    time.sleep(0.5)  # the second run's process has started
     process.send_signal(signal.SIGINT)
     said = process.communicate(timeout=60)[0]
     assert process.returncode == 130, said
