@@ -47,8 +47,11 @@ class ResNet(Backbone):
         in_channels: int = 3,
     ) -> None:
         super().__init__()
-        if not timm.is_model(name.split(".")[0]) or "resnet" not in name:
-            near = timm.list_models("*" + name.split(".")[0][:8] + "*")[:5]
+        family = name.split(".")[0]
+        known = name == family or name in timm.list_models(family + ".*", pretrained=True)
+        if not (timm.is_model(family) and known and "resnet" in family):
+            near = timm.list_models(f"*{family[:8]}*")[:5]
+            near = timm.list_models(family + ".*", pretrained=True)[:5] or near
             raise UserError(f"timm has no ResNet named {name!r}. Near it: {', '.join(near) or 'nothing'}.")
         weights = weights_asked_for(weights)
         if output_stride not in (8, 16, 32):
@@ -70,6 +73,8 @@ class ResNet(Backbone):
                 "of a local file as backbone.init_args.weights, or null to train from scratch."
             ) from error
         if multi_grid is not None:
+            if not hasattr(self.body, "layer4"):
+                raise UserError(f"multi_grid is for ResNets whose last stage is layer4; {name!r} has none.")
             set_multi_grid(self.body.get_submodule("layer4"), multi_grid)
         if weights is not None and weights != "imagenet":
             load_weights(self.body, Path(weights))
@@ -112,7 +117,10 @@ def load_weights(body: nn.Module, path: Path) -> None:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise UserError(f"{str(path)!r} is not a file of weights ({type(error).__name__}: {error}).") from error
-    state = state.get("state_dict", state)
+    if isinstance(state, dict):
+        state = state.get("state_dict", state)
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise UserError(f"{str(path)!r} is not a file of weights: it holds no state dict.")
     own = body.state_dict()
     wrong = [k for k, v in own.items() if k not in state or state[k].shape != v.shape]
     if wrong:
