@@ -85,7 +85,7 @@ class OhemCrossEntropy(SegmentationLoss):
 
 
 class Dice(SegmentationLoss):
-    """Dice loss of segmentation-models-pytorch, averaged over the classes of the batch.
+    """Dice loss of segmentation-models-pytorch, averaged over all classes; one that is absent from the batch adds 0.
 
     Milletari, Navab, Ahmadi, "V-Net", 3DV 2016, section 3, https://arxiv.org/abs/1606.04797
     """

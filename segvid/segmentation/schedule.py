@@ -6,7 +6,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 
 class PolyLR(LRScheduler):
-    """`lr = base * max((1 - step / total_steps) ** power, min_ratio)`, times `step / warmup_steps` at the start.
+    """`lr = base * max((1 - step / total_steps) ** power, min_ratio)`, times `(step + 1) / warmup_steps` at the start.
 
     Args:
         optimizer: whose learning rates are set.

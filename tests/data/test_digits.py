@@ -82,6 +82,22 @@ def test_the_mask_covers_the_stroke_and_names_its_shape(monkeypatch: pytest.Monk
     assert seen == set(range(DIGITS))
 
 
+def test_digits_do_not_cover_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    # full squares for digits: each is still a square after the other is drawn
+    full = np.ones((1, 8, 8), dtype=np.float32)
+    monkeypatch.setattr(digits, "_pools", lambda split: ([full] * DIGITS, full))
+    pairs = 0
+    for seed in range(60):
+        _, mask = make_scene(np.random.default_rng(seed), "train", digits=2)
+        labels = set(np.unique(mask).tolist()) - {0}
+        for label in labels if len(labels) == 2 else ():
+            rows, columns = (mask == label).nonzero()
+            assert len(rows) == (np.ptp(rows) + 1) * (np.ptp(columns) + 1)
+            assert np.ptp(rows) == np.ptp(columns)
+        pairs += len(labels) == 2
+    assert pairs > 30
+
+
 def test_glyphs_of_the_splits_are_disjoint_and_real() -> None:
     from sklearn.datasets import load_digits
 
@@ -116,7 +132,9 @@ def test_only_the_mark_tells_the_colour() -> None:
 
 def test_scenes_are_the_same_in_every_process_and_epoch() -> None:
     first, second = DigitScenesDataset("train", 8), DigitScenesDataset("train", 8)
-    for index in (3, 0, 3):
+    for index in (3, 0, 7, 3):  # workers and shuffling ask in any order
+        first[index]
+    for index in (7, 3, 0):
         a, b = first[index], second[index]
         assert torch.equal(a["image"], b["image"])
         assert torch.equal(a["mask"], b["mask"])
@@ -125,6 +143,21 @@ def test_scenes_are_the_same_in_every_process_and_epoch() -> None:
     assert not torch.equal(first[0]["image"], DigitScenesDataset("val", 8)[0]["image"])
     with pytest.raises(IndexError):
         first[8]
+
+
+def test_the_layouts_of_the_splits_differ_too() -> None:
+    # other glyphs at the same places would make validation a second look at the training scenes
+    def layout(split: str, index: int) -> tuple[int, int]:
+        colour, where = mark_of(pixels(DigitScenesDataset(split, 6)[index]["image"]))
+        return colour, int(where.argmax())
+
+    assert [layout("train", i) for i in range(6)] != [layout("val", i) for i in range(6)]
+    assert len({layout("train", i) for i in range(6)}) > 1
+
+
+def pixels(image: torch.Tensor) -> np.ndarray:
+    """The scene behind a sample with the default normalisation."""
+    return np.round((image.permute(1, 2, 0).numpy() * 0.25 + 0.5) * 255).astype(np.uint8)
 
 
 def test_a_sample_is_the_scene_normalised() -> None:
