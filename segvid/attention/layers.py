@@ -1,4 +1,4 @@
-"""The convolution block that mechanisms and heads are built from."""
+"""The layers that mechanisms and heads are built from."""
 
 from torch import nn
 
@@ -13,3 +13,21 @@ def conv_bn_relu(in_channels: int, out_channels: int, kernel_size: int = 1, *, d
     conv = nn.Conv2d(in_channels, out_channels, kernel_size, padding=padding, dilation=dilation, bias=False)
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
     return nn.Sequential(conv, nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True))
+
+
+def point_conv_bn_relu(in_channels: int, out_channels: int) -> nn.Sequential:
+    """The 1x1 form of `conv_bn_relu` for a grid of any number of axes, flattened.
+
+    Shape:
+        (B, in_channels, N) -> (B, out_channels, N).
+    """
+    conv = nn.Conv1d(in_channels, out_channels, 1, bias=False)
+    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+    return nn.Sequential(conv, nn.BatchNorm1d(out_channels), nn.ReLU(inplace=True))
+
+
+def zero_norm(channels: int, eps: float = 1e-5) -> nn.BatchNorm1d:
+    """Batch norm whose weight starts at 0: a residual block that ends with it starts as the identity."""
+    norm = nn.BatchNorm1d(channels, eps=eps)
+    nn.init.zeros_(norm.weight)
+    return norm

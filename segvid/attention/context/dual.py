@@ -6,12 +6,13 @@ Official code consulted: junfu1115/DANet. Deliberate: the sign of the channel af
 released code and the paper disagree (see `ChannelAttention`).
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from segvid.attention.functional import matmul_float32, softmax_attention
+from segvid.attention.functional import matmul_float32, position_index, softmax_attention
 
 
 class PositionAttention(nn.Module):
@@ -42,6 +43,13 @@ class PositionAttention(nn.Module):
         value = self.value(tokens).transpose(1, 2)
         context = softmax_attention(query, key, value).transpose(1, 2).reshape(x.shape)
         return self.gamma * context + x
+
+    def attention_map(self, x: Tensor, position: Sequence[int]) -> Tensor:
+        """Weights of all positions for the query at `position`, (B, *grid)."""
+        tokens = x.flatten(2)
+        index = position_index(x.shape[2:], position)
+        energy = torch.matmul(self.query(tokens)[:, None, :, index], self.key(tokens))  # (B, 1, N)
+        return torch.softmax(energy, dim=2).reshape(x.shape[0], *x.shape[2:])
 
 
 class ChannelAttention(nn.Module):

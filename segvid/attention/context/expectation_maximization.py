@@ -7,11 +7,13 @@ is frozen here, where the official code leaves it without a gradient. Deliberate
 taken in the module, in the training forward, and averaged over all ranks (their batches being of one size).
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from segvid.attention.functional import matmul_float32
+from segvid.attention.functional import matmul_float32, position_index
 
 
 class ExpectationMaximizationAttention(nn.Module):
@@ -27,6 +29,8 @@ class ExpectationMaximizationAttention(nn.Module):
         iterations: T.
         momentum: how much of the old bases is kept at each training step.
         em_grad: let gradients flow through EM (a different model from the paper's; the first convolution then learns).
+        learned_bases: the starting bases are learned by gradient instead of moved; needs `em_grad`. With one iteration
+            this is close to double attention.
 
     Shape:
         (B, C, *grid) -> (B, C, *grid), grid of any number of axes.
@@ -35,12 +39,22 @@ class ExpectationMaximizationAttention(nn.Module):
     bases: Tensor
 
     def __init__(
-        self, channels: int, *, bases: int = 64, iterations: int = 3, momentum: float = 0.9, em_grad: bool = False
+        self,
+        channels: int,
+        *,
+        bases: int = 64,
+        iterations: int = 3,
+        momentum: float = 0.9,
+        em_grad: bool = False,
+        learned_bases: bool = False,
     ) -> None:
         super().__init__()
         if iterations < 1:
             raise ValueError(f"iterations is {iterations}; EM needs at least one step.")
+        if learned_bases and not em_grad:
+            raise ValueError("learned_bases needs em_grad: without it no gradient reaches the bases.")
         self.iterations = iterations
+        self.learned_bases = learned_bases
         self.momentum = momentum
         self.em_grad = em_grad
         self.conv1 = nn.Conv1d(channels, channels, 1)
@@ -51,7 +65,11 @@ class ExpectationMaximizationAttention(nn.Module):
         if not em_grad:
             self.conv1.requires_grad_(False)
         start = torch.randn(1, channels, bases) * (2.0 / bases) ** 0.5
-        self.register_buffer("bases", F.normalize(start, dim=1))
+        start = F.normalize(start, dim=1)
+        if learned_bases:
+            self.bases = nn.Parameter(start)
+        else:
+            self.register_buffer("bases", start)
 
     def forward(self, x: Tensor) -> Tensor:
         tokens = self.conv1(x.flatten(2))  # (B, C, N)
@@ -60,7 +78,7 @@ class ExpectationMaximizationAttention(nn.Module):
         else:
             with torch.no_grad():
                 mu, z = self.expectation_maximization(tokens)
-        if self.training:
+        if self.training and not self.learned_bases:
             self.update_bases(mu.detach())
         rebuilt = torch.matmul(mu.to(x.dtype), z.transpose(1, 2).to(x.dtype))  # (B, C, N)
         return F.relu(self.norm(self.conv2(F.relu(rebuilt))).reshape(x.shape) + x)
@@ -84,3 +102,18 @@ class ExpectationMaximizationAttention(nn.Module):
             torch.distributed.all_reduce(mean)
             mean /= torch.distributed.get_world_size()
         self.bases.mul_(self.momentum).add_(mean, alpha=1.0 - self.momentum)
+
+    def responsibilities(self, x: Tensor) -> Tensor:
+        """z after the last E step, (B, N, K)."""
+        return self.expectation_maximization(self.conv1(x.flatten(2)))[1]
+
+    def attention_map(self, x: Tensor, position: Sequence[int]) -> Tensor:
+        """Affinity of the reconstruction, `z_i . z_j / sum_n z_nk` (the length of the bases left out), (B, *grid)."""
+        z = self.responsibilities(x)
+        row = z[:, position_index(x.shape[2:], position)]  # (B, K)
+        weights = torch.einsum("bk,bnk->bn", row, z / (1e-6 + z.sum(dim=1, keepdim=True)))
+        return weights.reshape(x.shape[0], *x.shape[2:])
+
+    def regions(self, x: Tensor) -> Tensor:
+        """How much each basis answers for each position, (B, K, *grid)."""
+        return self.responsibilities(x).transpose(1, 2).unflatten(2, x.shape[2:])
