@@ -8,7 +8,6 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-
 # Up to this many affinities the whole map is stored; above, never more than CHUNK of them at a time.
 EXPLICIT = 2**20
 CHUNK = 2**21
@@ -24,9 +23,7 @@ def softmax_attention(query: Tensor, key: Tensor, value: Tensor, scale: float = 
     Shape:
         query (B, N, d), key (B, M, d), value (B, M, c) -> (B, N, c).
     """
-    if torch.jit.is_scripting():  # type: ignore[attr-defined]
-        return _explicit_attention(query, key, value, scale)
-    elif torch.jit.is_tracing() or torch.compiler.is_compiling():
+    if torch.jit.is_scripting() or torch.jit.is_tracing() or torch.compiler.is_compiling():  # type: ignore[attr-defined]
         return _explicit_attention(query, key, value, scale)
     elif query.device.type != "cpu":
         return F.scaled_dot_product_attention(query[:, None], key[:, None], value[:, None], scale=scale)[:, 0]
@@ -47,9 +44,7 @@ def _chunks(batch: int, rows: int, keys: int) -> list[tuple[slice, slice]]:
     """(samples, rows) of each chunk: whole samples while they fit, else some rows of one sample."""
     samples = max(CHUNK // (rows * keys), 1)
     step = rows if samples > 1 else max(CHUNK // keys, 1)
-    return [
-        (slice(b, b + samples), slice(n, n + step)) for b in range(0, batch, samples) for n in range(0, rows, step)
-    ]
+    return [(slice(b, b + samples), slice(n, n + step)) for b in range(0, batch, samples) for n in range(0, rows, step)]
 
 
 class _ChunkedAttention(torch.autograd.Function):
@@ -201,3 +196,13 @@ def join_blocks(groups: Tensor, block: tuple[int, int], blocks: list[int], inter
     else:
         x = groups.view(batch, oh, ow, dh, dw, channels).permute(0, 5, 1, 3, 2, 4)
     return x.clone(memory_format=torch.contiguous_format).view(batch, channels, oh * dh, ow * dw)
+
+
+def crop(x: Tensor, top: int, bottom: int, left: int, right: int) -> Tensor:
+    """`x[:, :, top:bottom, left:right]` as a contiguous copy.
+
+    By index: a strided slice, copied later, would tie an exported graph to the sizes of its example.
+    """
+    rows = torch.arange(top, bottom, device=x.device)
+    columns = torch.arange(left, right, device=x.device)
+    return x.index_select(2, rows).index_select(3, columns)

@@ -37,9 +37,7 @@ class AsymmetricPyramidNonLocal(nn.Module):
         (B, C, H, W) -> (B, C, H, W).
     """
 
-    def __init__(
-        self, channels: int, *, inner_channels: int | None = None, bins: Sequence[int] = (1, 3, 6, 8)
-    ) -> None:
+    def __init__(self, channels: int, *, inner_channels: int | None = None, bins: Sequence[int] = (1, 3, 6, 8)) -> None:
         super().__init__()
         inner = inner_channels or max(channels // 2, 1)
         self.bins = list(bins)

@@ -32,9 +32,7 @@ class BilateralFilter(nn.Module):
         (B, C, H, W) -> (B, C, H, W).
     """
 
-    def __init__(
-        self, channels: int, *, window: int | None = None, iterations: int = 1, blurring: bool = True
-    ) -> None:
+    def __init__(self, channels: int, *, window: int | None = None, iterations: int = 1, blurring: bool = True) -> None:
         super().__init__()
         if window is not None and window % 2 == 0:
             raise ValueError(f"window is {window}; a window with a centre has an odd side.")

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from segvid.attention.functional import join_blocks, position_index, softmax_attention, split_blocks
+from segvid.attention.functional import crop, join_blocks, position_index, softmax_attention, split_blocks
 from segvid.attention.layers import conv_bn_relu
+
 
 class BlockAttention(nn.Module):
     """Self-attention inside groups of positions, `ReLU(BN(W sum_j softmax_j(q_i . k_j / sqrt(d)) v_j))`.
@@ -89,8 +90,7 @@ def from_blocks(groups: Tensor, block: tuple[int, int], interlaced: bool, like: 
     height, width = like.shape[2], like.shape[3]
     blocks, pad = whole_blocks(height, width, block)
     joined = join_blocks(groups, block, blocks, interlaced, like.shape[0])
-    inside = joined[:, :, pad[2] : pad[2] + height, pad[0] : pad[0] + width]
-    return inside.clone(memory_format=torch.contiguous_format)  # as the convolution behind wants it; see split_blocks
+    return crop(joined, pad[2], pad[2] + height, pad[0], pad[0] + width)
 
 
 def blockwise_attention(

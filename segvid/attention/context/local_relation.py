@@ -45,7 +45,9 @@ class LocalRelation(nn.Module):
     ) -> None:
         super().__init__()
         if channels % channels_per_group:
-            raise ValueError(f"{channels} channels do not divide into groups of channels_per_group={channels_per_group}.")
+            raise ValueError(
+                f"{channels} channels do not divide into groups of channels_per_group={channels_per_group}."
+            )
         if window % 2 == 0:
             raise ValueError(f"window is {window}; a window with a centre has an odd side.")
         if composability not in ("squared_difference", "absolute_difference", "product"):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from segvid.attention.functional import position_index, softmax_attention
+from segvid.attention.functional import crop, position_index, softmax_attention
 from segvid.attention.layers import conv_bn_relu
 
 
@@ -72,9 +72,7 @@ class ObjectContext(nn.Module):
 
     def average(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Attention over the whole of the maps given, (B, c, h, w)."""
-        # Blocks are copied for good: a view or not would tie an exported graph to the sizes of its example.
-        parts = [t.clone(memory_format=torch.contiguous_format) for t in (query, key, value)]
-        tokens = [t.flatten(2).transpose(1, 2) for t in parts]
+        tokens = [t.flatten(2).transpose(1, 2) for t in (query, key, value)]
         return softmax_attention(tokens[0], tokens[1], tokens[2], self.scale).transpose(1, 2).reshape(value.shape)
 
     def attention_map(self, x: Tensor, position: Sequence[int]) -> Tensor:
@@ -137,9 +135,9 @@ class PyramidObjectContext(nn.Module):
             row = []
             for j in range(size):
                 stop_x = width if j == size - 1 else (j + 1) * step_x
-                q = query[:, :, i * step_y : stop_y, j * step_x : stop_x]
-                k = key[:, :, i * step_y : stop_y, j * step_x : stop_x]
-                v = value[:, :, i * step_y : stop_y, j * step_x : stop_x]
+                q = crop(query, i * step_y, stop_y, j * step_x, stop_x)
+                k = crop(key, i * step_y, stop_y, j * step_x, stop_x)
+                v = crop(value, i * step_y, stop_y, j * step_x, stop_x)
                 row.append(self.context.average(q, k, v))
             rows.append(torch.cat(row, dim=3))
         return torch.cat(rows, dim=2)

@@ -26,6 +26,7 @@ class EMANetHead(SegmentationHead):
         iterations: EM steps T.
         momentum: how much of the old bases is kept at each training step.
         em_grad: let gradients flow through EM.
+        learned_bases: learn the starting bases by gradient; needs `em_grad`.
         dropout: channel dropout before the classifier.
 
     Shape:
@@ -42,13 +43,19 @@ class EMANetHead(SegmentationHead):
         iterations: int = 3,
         momentum: float = 0.9,
         em_grad: bool = False,
+        learned_bases: bool = False,
         dropout: float = 0.1,
     ) -> None:
         super().__init__(in_channels, num_classes)
         width = default_channels(channels, in_channels[-1])
         self.in_conv = conv_bn_relu(in_channels[-1], width, 3)
         self.attention = ExpectationMaximizationAttention(
-            width, bases=bases, iterations=iterations, momentum=momentum, em_grad=em_grad
+            width,
+            bases=bases,
+            iterations=iterations,
+            momentum=momentum,
+            em_grad=em_grad,
+            learned_bases=learned_bases,
         )
         self.out_conv = conv_bn_relu(width, max(width // 2, 1), 3)
         self.classifier = classifier(max(width // 2, 1), num_classes, dropout)

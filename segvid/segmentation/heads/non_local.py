@@ -5,6 +5,7 @@ segmentation head; this is the frame that mmsegmentation and the later papers us
 """
 
 from collections.abc import Sequence
+from typing import Literal
 
 from segvid.attention.context.non_local import NonLocal
 from segvid.segmentation.heads.base import ContextHead, default_channels
@@ -18,7 +19,11 @@ class NonLocalHead(ContextHead):
         num_classes: channels of the logits.
         channels: width of the head; in_channels / 4, at least 64, when None.
         inner_channels: channels of query, key and value; channels / 2 when None.
-        scale: divide the dot product by sqrt(inner_channels).
+        affinity: how two positions are compared, see `NonLocal`.
+        scale: divide the dot product by sqrt(inner_channels); None as the official code.
+        shared_query_key: one projection for query and key.
+        value_projection: False averages the features themselves.
+        pool: sub-sample keys and values by 2, before or after their projections.
         dropout: channel dropout before the classifier.
 
     Shape:
@@ -32,9 +37,21 @@ class NonLocalHead(ContextHead):
         *,
         channels: int | None = None,
         inner_channels: int | None = None,
-        scale: bool = True,
+        affinity: Literal["embedded_gaussian", "gaussian", "dot_product", "concatenation"] = "embedded_gaussian",
+        scale: bool | None = None,
+        shared_query_key: bool = False,
+        value_projection: bool = True,
+        pool: Literal["none", "first", "after"] = "none",
         dropout: float = 0.1,
     ) -> None:
         width = default_channels(channels, in_channels[-1])
-        context = NonLocal(width, inner_channels=inner_channels, scale=scale)
+        context = NonLocal(
+            width,
+            inner_channels=inner_channels,
+            affinity=affinity,
+            scale=scale,
+            shared_query_key=shared_query_key,
+            value_projection=value_projection,
+            pool=pool,
+        )
         super().__init__(in_channels, num_classes, context=context, channels=width, dropout=dropout)
