@@ -23,7 +23,7 @@ def softmax_attention(query: Tensor, key: Tensor, value: Tensor, scale: float = 
     Shape:
         query (B, N, d), key (B, M, d), value (B, M, c) -> (B, N, c).
     """
-    if torch.jit.is_scripting() or torch.jit.is_tracing() or torch.compiler.is_compiling():  # type: ignore[attr-defined]
+    if torch.jit.is_scripting() or torch.jit.is_tracing() or torch.compiler.is_compiling():  # type: ignore[attr-defined, no-untyped-call]
         return _explicit_attention(query, key, value, scale)
     elif query.device.type != "cpu":
         return F.scaled_dot_product_attention(query[:, None], key[:, None], value[:, None], scale=scale)[:, 0]
@@ -55,7 +55,7 @@ class _ChunkedAttention(torch.autograd.Function):
     """
 
     @staticmethod
-    @torch.amp.custom_fwd(device_type="cpu", cast_inputs=torch.float32)
+    @torch.amp.custom_fwd(device_type="cpu", cast_inputs=torch.float32)  # type: ignore[untyped-decorator]
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         batch, rows, keys = query.shape[0], query.shape[1], key.shape[1]
         # Channels first: the convolution that follows finds its input contiguous.
@@ -73,8 +73,8 @@ class _ChunkedAttention(torch.autograd.Function):
         return out.transpose(1, 2)
 
     @staticmethod
-    @torch.amp.custom_bwd(device_type="cpu")
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @torch.amp.custom_bwd(device_type="cpu")  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         query, key, value, out, log_sum = ctx.saved_tensors
         grad = grad.to(query.dtype)
@@ -99,7 +99,7 @@ def matmul_float32(a: Tensor, b: Tensor) -> Tensor:
     """
     if a.dtype != torch.float64:
         a, b = a.float(), b.float()
-    if torch.jit.is_scripting():  # type: ignore[attr-defined]
+    if torch.jit.is_scripting():  # type: ignore[attr-defined, no-untyped-call]
         return torch.matmul(a, b)
     else:  # TorchScript accepts no device that is not a constant here
         with torch.autocast(a.device.type, enabled=False):

@@ -69,7 +69,7 @@ def count(model: nn.Module, image: Tensor) -> dict[str, Any]:
 def milliseconds(model: nn.Module, image: Tensor) -> float:
     """Time of one forward."""
     if image.device.type == "cuda":
-        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
         model(image)
         stop.record()

@@ -5,7 +5,7 @@ Official code consulted: Junjun2016/APCNet.
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -117,4 +117,5 @@ class AdaptivePyramidContext(nn.Module):
 
     def attention_map(self, x: Tensor, position: Sequence[int]) -> Tensor:
         """The weights at `position`, averaged over the scales, (B, H, W)."""
-        return torch.stack([context.attention_map(x, position) for context in self.contexts]).mean(dim=0)
+        contexts = cast(list[AdaptiveContext], self.contexts)
+        return torch.stack([context.attention_map(x, position) for context in contexts]).mean(dim=0)

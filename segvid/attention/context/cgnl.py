@@ -22,7 +22,7 @@ class CompactGeneralizedNonLocal(nn.Module):
 
     With the dot product kernel the whole affinity is one number <p, g> for a group, and the group norm behind it, which
     is blind to the scale of a group, leaves of it no more than its sign: kernel "sign" is that function. The Gaussian
-    kernel as a Taylor series, `sum_n a_n t^n <p^n, g>` with `a_n = exp(-2 gamma) (2 gamma)^n / n!`, does not degenerate.
+    kernel as a Taylor series, `sum_n a_n t^n <p^n, g>`, `a_n = exp(-2 gamma) (2 gamma)^n / n!`, does not degenerate.
 
     Args:
         channels: C of the input.
@@ -103,7 +103,7 @@ class CompactGeneralizedNonLocal(nn.Module):
         return affinity
 
     def attention_map(self, x: Tensor, position: Sequence[int]) -> Tensor:
-        """Affinity between two positions, averaged over the channel pairs of all groups, (B, *grid); may be negative."""
+        """Affinity of two positions, averaged over the channel pairs of all groups, (B, *grid); may be negative."""
         tokens = x.flatten(2)
         index = position_index(x.shape[2:], position)
         t = self.t(tokens)[:, :, index].unflatten(1, (self.groups, -1))  # (B, groups, c)

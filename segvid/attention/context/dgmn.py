@@ -7,6 +7,7 @@ uses its own affinity, where the released code gives the fourth the filters of i
 """
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -63,14 +64,15 @@ class DynamicSampling(nn.Module):
         samples = self.sample(x)  # (B, C, 9, N)
         filters, affinity = self.dynamic(samples)  # (B, groups, 9, N), (B, 1, 9, N)
         grouped = samples.unflatten(1, (self.groups, -1))  # (B, groups, c, 9, N)
-        message = (grouped * (filters * affinity).unsqueeze(2)).sum(dim=3)
+        message: Tensor = (grouped * (filters * affinity).unsqueeze(2)).sum(dim=3)
         return message.reshape(x.shape)
 
     def sample(self, x: Tensor) -> Tensor:
         """The nine features of each position, bilinear and zero outside the image, (B, C, 9, N)."""
         if not self.dynamic_sampling:
             maps = F.unfold(x, 3, padding=self.dilation, dilation=self.dilation)
-            return maps.unflatten(1, (x.shape[1], 9))
+            samples: Tensor = maps.unflatten(1, (x.shape[1], 9))
+            return samples
         batch, height, width = x.shape[0], x.shape[2], x.shape[3]
         where = self.places(x)  # (B, 2, 9, N)
         # grid_sample counts from -1 to 1 between the outer edges of the border pixels.
@@ -161,7 +163,7 @@ class DynamicGraphMessagePassing(nn.Module):
         total = torch.zeros(batch, height, width, dtype=x.dtype, device=x.device)
         rows = torch.arange(height, device=x.device, dtype=x.dtype)
         columns = torch.arange(width, device=x.device, dtype=x.dtype)
-        for gamma, sampling in zip(self.gamma, self.samplings, strict=True):
+        for gamma, sampling in zip(self.gamma, cast(list[DynamicSampling], self.samplings), strict=True):
             filters, affinity = sampling.dynamic(sampling.sample(x))
             weight = (gamma * filters.mean(dim=1) * affinity[:, 0])[:, :, index].abs()  # (B, 9)
             where = sampling.places(x)[:, :, :, index]  # (B, 2, 9)

@@ -57,4 +57,5 @@ class DoubleAttention(nn.Module):
 
     def regions(self, x: Tensor) -> Tensor:
         """Where each descriptor is used: the distribution weights, (B, K, *grid)."""
-        return torch.softmax(self.distribute(x.flatten(2)), dim=1).unflatten(2, x.shape[2:])
+        weights = torch.softmax(self.distribute(x.flatten(2)), dim=1)
+        return weights.reshape(x.shape[0], -1, *x.shape[2:])

@@ -116,4 +116,4 @@ class ExpectationMaximizationAttention(nn.Module):
 
     def regions(self, x: Tensor) -> Tensor:
         """How much each basis answers for each position, (B, K, *grid)."""
-        return self.responsibilities(x).transpose(1, 2).unflatten(2, x.shape[2:])
+        return self.responsibilities(x).transpose(1, 2).reshape(x.shape[0], -1, *x.shape[2:])

@@ -5,6 +5,7 @@ No public code. Anchors and widths come from k-means on features, as the paper h
 """
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -109,22 +110,23 @@ class GraphConvolutionUnits(nn.Module):
         """Anchors and widths by k-means on the features (B, C, N) of the first training batch; on rank 0 for all."""
         if self.initialised:
             return
-        points = tokens.transpose(1, 2).reshape(-1, tokens.shape[1]).to(self.units[0].anchors.dtype)
+        units = cast(list[GraphConvolutionUnit], self.units)
+        points = tokens.transpose(1, 2).reshape(-1, tokens.shape[1]).to(units[0].anchors.dtype)
         points = points[torch.linspace(0, len(points) - 1, min(len(points), 4096), device=points.device).long()]
-        for unit in self.units:
+        for unit in units:
             centres, deviation = k_means(points, len(unit.anchors))
             unit.anchors.copy_(centres)
             unit.width.copy_(torch.logit(deviation.clamp(0.05, 0.95)))  # sigma = sigmoid(width)
         if torch.distributed.is_available() and torch.distributed.is_initialized():
-            for unit in self.units:
+            for unit in units:
                 torch.distributed.broadcast(unit.anchors, 0)
                 torch.distributed.broadcast(unit.width, 0)
         self.initialised.fill_(True)
 
     def regions(self, x: Tensor) -> Tensor:
         """The assignment of the largest graph, (B, K, *grid)."""
-        largest = max(self.units, key=lambda unit: len(unit.anchors))
-        return largest.assign(x.flatten(2)).unflatten(2, x.shape[2:])
+        largest = max(cast(list[GraphConvolutionUnit], self.units), key=lambda unit: len(unit.anchors))
+        return largest.assign(x.flatten(2)).reshape(x.shape[0], -1, *x.shape[2:])
 
 
 def k_means(points: Tensor, count: int, iterations: int = 10) -> tuple[Tensor, Tensor]:

@@ -44,7 +44,7 @@ class GlobalContext(nn.Module):
         tokens = x.flatten(2)  # (B, C, N)
         weights = torch.softmax(self.mask(tokens), dim=2)  # (B, 1, N)
         context = torch.matmul(tokens, weights.transpose(1, 2))[:, :, 0]  # (B, C)
-        added = self.expand(F.relu(self.norm(self.reduce(context))))
+        added: Tensor = self.expand(F.relu(self.norm(self.reduce(context))))
         return (tokens + added.unsqueeze(2)).reshape(x.shape)
 
     def attention_map(self, x: Tensor, position: Sequence[int]) -> Tensor:

@@ -25,8 +25,8 @@ class GlobalReasoning(nn.Module):
         channels: C of the input.
         nodes: number of nodes; C / 4 when None.
         states: channels of a node; 2 * nodes when None.
-        graph: "full" step; "nodes", `A Z + Z` alone; "states", `W_s ReLU(Z)` alone; "none", Z' = Z, which leaves a tied,
-            unnormalised double attention.
+        graph: "full" step; "nodes", `A Z + Z` alone; "states", `W_s ReLU(Z)` alone; "none", Z' = Z, which leaves a
+            tied, unnormalised double attention.
         tied: the reprojection is the projection, as released.
         normalize: divide by the number of positions N; the released code does so as an option.
         softmax_projection: softmax over the nodes on the projection (and the untied reprojection).
@@ -108,4 +108,4 @@ class GlobalReasoning(nn.Module):
 
     def regions(self, x: Tensor) -> Tensor:
         """The weight of each node at each position, (B, K, *grid); may be negative."""
-        return self.project(x.flatten(2))[0].unflatten(2, x.shape[2:])
+        return self.project(x.flatten(2))[0].reshape(x.shape[0], -1, *x.shape[2:])

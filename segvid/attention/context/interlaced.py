@@ -7,7 +7,7 @@ in the softmax with the batch norm's bias as their features.
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -160,6 +160,7 @@ class InterlacedAttention(nn.Module):
         weights = torch.zeros(x.shape[0], x.shape[2] * x.shape[3], dtype=x.dtype, device=x.device)
         weights[:, position_index(x.shape[2:], position)] = 1.0
         weights = weights.reshape(x.shape[0], *x.shape[2:])
-        for attention, seen in zip(reversed(self.attentions), reversed(inputs), strict=True):
+        attentions = cast(list[BlockAttention], list(self.attentions))
+        for attention, seen in zip(reversed(attentions), reversed(inputs), strict=True):
             weights = attention.attention_rows(seen, weights)
         return weights

@@ -6,6 +6,7 @@ Official code consulted: latentgnn/LatentGNN-V1-PyTorch. As there, the bipartite
 """
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -98,7 +99,8 @@ class LatentGNN(nn.Module):
         maps = []
         for kernel in self.kernels:
             maps.append(kernel(a, b))
-        return x + self.gamma * self.out(torch.cat(maps, dim=1)).reshape(x.shape)
+        z: Tensor = self.out(torch.cat(maps, dim=1)).reshape(x.shape)
+        return x + self.gamma * z
 
     def features(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The reduced map for the way in and for the way back, each position of length 1, (B, c, N)."""
@@ -111,7 +113,7 @@ class LatentGNN(nn.Module):
         a, b = self.features(x)
         index = position_index(x.shape[2:], position)
         rows = []
-        for kernel in self.kernels:
+        for kernel in cast(list[LatentKernel], self.kernels):
             psi_in, psi_back = kernel.psi(a, b)
             row = psi_back[:, :, index]  # (B, K)
             if kernel.passing:
@@ -122,4 +124,5 @@ class LatentGNN(nn.Module):
     def regions(self, x: Tensor) -> Tensor:
         """Weights of the latent nodes of all kernels on the way back, (B, sum of latent, *grid)."""
         a, b = self.features(x)
-        return torch.cat([kernel.psi(a, b)[1] for kernel in self.kernels], dim=1).unflatten(2, x.shape[2:])
+        weights = [cast(LatentKernel, kernel).psi(a, b)[1] for kernel in self.kernels]
+        return torch.cat(weights, dim=1).reshape(x.shape[0], -1, *x.shape[2:])

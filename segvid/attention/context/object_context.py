@@ -57,7 +57,7 @@ class ObjectContext(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         query, key, value = self.project(x)
-        context = self.out(self.average(query, key, value))
+        context: Tensor = self.out(self.average(query, key, value))
         if self.downsample > 1:
             context = F.interpolate(context, size=x.shape[2:], mode="bilinear", align_corners=False)
         return context

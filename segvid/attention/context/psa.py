@@ -119,8 +119,8 @@ class PointwiseSpatialAttention(nn.Module):
         maps = []
         for reduce, attention, direction in zip(self.reduce, self.attention, self.directions, strict=True):
             mask = attention(self.shrunk(reduce(x)))
-            shrunk = [round(p / self.shrink) for p in position]
-            target = position_index(mask.shape[2:], [min(p, s - 1) for p, s in zip(shrunk, mask.shape[2:])])
+            nearest = [min(round(p / self.shrink), s - 1) for p, s in zip(position, mask.shape[2:], strict=True)]
+            target = position_index(mask.shape[2:], nearest)
             maps.append(self.affinity(mask, direction)[:, :, target].reshape(-1, 1, *mask.shape[2:]))
         mean = torch.stack(maps).mean(dim=0)
         return F.interpolate(mean, size=x.shape[2:], mode="bilinear", align_corners=True)[:, 0]

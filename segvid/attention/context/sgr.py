@@ -81,10 +81,8 @@ class SymbolicGraphReasoning(nn.Module):
         self.vote = nn.Conv1d(channels, nodes, 1)
         self.to_node = nn.Conv1d(channels, inner, 1, bias=False)
         self.graph_conv = nn.Linear(inner + words.shape[1], inner, bias=False)
-        if mapping == "published":
-            self.compatibility: nn.Module = nn.Linear(inner + channels, 1, bias=False)
-        else:
-            self.compatibility = nn.Linear(channels, inner, bias=False)
+        pair = (inner + channels, 1) if mapping == "published" else (channels, inner)
+        self.compatibility = nn.Linear(*pair, bias=False)
         self.to_position = nn.Linear(inner, channels, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -123,7 +121,7 @@ class SymbolicGraphReasoning(nn.Module):
 
     def regions(self, x: Tensor) -> Tensor:
         """The votes, (B, M, *grid): which node each position belongs to."""
-        return torch.softmax(self.vote(x.flatten(2)), dim=1).unflatten(2, x.shape[2:])
+        return torch.softmax(self.vote(x.flatten(2)), dim=1).reshape(x.shape[0], -1, *x.shape[2:])
 
 
 def read_matrix(path: str | Path) -> Tensor:

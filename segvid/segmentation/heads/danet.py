@@ -33,7 +33,7 @@ class DANetHead(SegmentationHead):
         list of (B, C_i, H_i, W_i) -> (B, num_classes, H_last, W_last).
     """
 
-    loss_weights = (1.0, 1.0, 1.0)
+    loss_weights: tuple[float, ...] = (1.0, 1.0, 1.0)
 
     def __init__(
         self,
