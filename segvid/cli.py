@@ -14,6 +14,7 @@ usage: segvid <command> [options]          (lightning <command> and python -m se
   test       evaluate on the test split, likewise
   resume     go on with a training that was stopped:  segvid resume RUN [options of fit]
   compare    train and evaluate several heads, and report:  segvid compare --config configs/compare/quickstart.yaml
+  attention  where a head looks:  segvid attention --ckpt RUN/checkpoints/last.ckpt --image PICTURE --point 120,80
 
   segvid <command> --help     its options; --print_config prints the whole configuration
   --debug                     (anywhere) show the stack trace of an error
@@ -44,6 +45,10 @@ def main(args: Sequence[str] | None = None) -> int:
 
             code: int = compare(rest)
             return code
+        if command == "attention":
+            from segvid.show_attention import show_attention
+
+            return show_attention(rest)
         if command in ("fit", "validate", "test", "resume"):
             os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
             from segvid.training import run

@@ -99,7 +99,7 @@ def matmul_float32(a: Tensor, b: Tensor) -> Tensor:
     """
     if a.dtype != torch.float64:
         a, b = a.float(), b.float()
-    if torch.jit.is_scripting():  # type: ignore[attr-defined, no-untyped-call]
+    if torch.jit.is_scripting():  # type: ignore[attr-defined]
         return torch.matmul(a, b)
     else:  # TorchScript accepts no device that is not a constant here
         with torch.autocast(a.device.type, enabled=False):

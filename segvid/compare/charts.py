@@ -37,7 +37,7 @@ def draw_charts(results: dict[str, Any]) -> dict[str, bytes]:
 
 
 def picture_rows(results: dict[str, Any], output: Path) -> list[list[tuple[str, bytes]]]:
-    """For every validation image: the image, its mask, and what each head (its first seed) predicts, as PNGs."""
+    """For every validation image the image, its mask, what each head (its first seed) predicts, and where it looks."""
     done = [(row["name"], row["seeds"][0]) for row in results["rows"] if row["seeds"][0]["status"] == "done"]
     if not done:
         return []
@@ -52,21 +52,29 @@ def picture_rows(results: dict[str, Any], output: Path) -> list[list[tuple[str, 
         for name, seed in done:
             row.append((name, coloured(output / seed["folder"] / "pictures" / f"{index}_prediction.png", palette)))
         rows.append(row)
+        looks = []
+        for name, seed in done:
+            file = output / seed["folder"] / "pictures" / f"{index}_attention.png"
+            if file.is_file():
+                looks.append((f"{name}, attention", file.read_bytes()))
+        if looks:
+            rows.append(looks)
     return rows
 
 
 def draw_sheet(pictures: list[list[tuple[str, bytes]]]) -> bytes:
     """All pictures as one PNG: a row for every image, a column for every head."""
-    width = len(pictures[0])
+    width = max(len(row) for row in pictures)
     image = Image.open(io.BytesIO(pictures[0][0][1]))
     shape = (1.6 * width, (1.6 * image.height / image.width + 0.05) * len(pictures) + 0.3)
     figure, grid = plt.subplots(len(pictures), width, figsize=shape, squeeze=False, layout="compressed")
     for index, row_of_pictures in enumerate(pictures):
-        for axes, (name, content) in zip(grid[index], row_of_pictures, strict=True):
-            axes.imshow(Image.open(io.BytesIO(content)).convert("RGB"), interpolation="nearest")
+        for axes in grid[index]:
             axes.axis("off")
-            if index == 0:
-                axes.set_title(name, fontsize=10)
+        for axes, (name, content) in zip(grid[index], row_of_pictures, strict=False):
+            axes.imshow(Image.open(io.BytesIO(content)).convert("RGB"), interpolation="nearest")
+            if index < 2:  # predictions, and where the heads look
+                axes.set_title(name, fontsize=8 if index else 10)
     sheet = io.BytesIO()
     figure.savefig(sheet, format="png", dpi=100)
     plt.close(figure)

@@ -11,11 +11,15 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from PIL import Image
+from torch import Tensor
 
+from segvid.data.reading import IGNORED
 from segvid.errors import UserError
+from segvid.segmentation.attention_maps import attention_maps, mechanisms, overlay
 from segvid.segmentation.clock import peak_memory_mb, training_clock
 from segvid.segmentation.pictures import denormalise
 from segvid.segmentation.reporting import without_nan
@@ -112,8 +116,24 @@ def write_pictures(task: SegmentationTask, data: Any, folder: Path, count: int) 
             prediction = torch.nn.functional.interpolate(logits, size=size, mode="bilinear").argmax(1)[0]
         picture = Image.fromarray(denormalise(sample["image"], data)).resize((size[1], size[0]))
         picture.save(folder / f"{index}_image.png")
+        point = query_point(sample["mask"])
+        if mechanisms(task.head):  # the same query for every head
+            at = (point[0] * sample["image"].shape[2] // size[1], point[1] * sample["image"].shape[1] // size[0])
+            weights = attention_maps(task, sample["image"].to(device), at)[0].weights
+            if weights is not None:
+                Image.fromarray(overlay(np.asarray(picture), weights, point)).save(folder / f"{index}_attention.png")
         for name, classes in (("mask", sample["mask"]), ("prediction", prediction)):
             Image.fromarray(classes.byte().cpu().numpy()).save(folder / f"{index}_{name}.png")
+
+
+def query_point(mask: Tensor) -> tuple[int, int]:
+    """Column and row of the pixel nearest to the middle of the rarest class of a mask: the same for every head."""
+    classes, counts = mask[mask != IGNORED].unique(return_counts=True)
+    if not len(classes):
+        return mask.shape[1] // 2, mask.shape[0] // 2
+    places = (mask == classes[counts.argmin()]).nonzero().float()
+    row, column = places[(places - places.mean(dim=0)).square().sum(dim=1).argmin()].int().tolist()
+    return column, row
 
 
 def write_json(file: Path, content: Any) -> None:

@@ -84,6 +84,13 @@ class SegmentationTask(LightningModule):
         self.scores: dict[str, SegmentationScores] = {}
         self.confusion_counts: dict[str, Tensor] = {}
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Notes how the images were prepared, so that the checkpoint alone is enough to look at new ones."""
+        data = getattr(self._trainer, "datamodule", None)
+        if data is not None:
+            names = ("class_names", "palette", "image_size", "mean", "std")
+            checkpoint["data"] = {name: getattr(data, name) for name in names if hasattr(data, name)}
+
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Loads the weights of a checkpoint.
 
