@@ -6,9 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from segvid.cli import main
 from segvid.data import DigitScenes
@@ -324,3 +326,44 @@ def test_help_is_quick() -> None:
 
 def test_heads_are_factories_in_python() -> None:
     assert DANetHead([8, 16], 3).num_classes == 3
+
+
+def test_where_a_trained_head_looks(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One picture for a query; a sheet for --all; the checkpoint alone knows how images are prepared."""
+    checkpoint, scene = run / "checkpoints" / "last.ckpt", tmp_path / "scene.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (48, 60, 3), dtype=np.uint8)).save(scene)
+    data = torch.load(checkpoint, weights_only=True)["data"]
+    assert data["mean"] == (0.5, 0.5, 0.5)
+    assert data["std"] == (0.25, 0.25, 0.25)
+    options = ["attention", "--ckpt", str(checkpoint), "--image", str(scene)]
+    assert main([*options, "--point", "50,10", "--output", str(tmp_path / "one.png")]) == 0
+    assert main([*options, "--all", "--output", str(tmp_path / "new/all.png")]) == 0
+    one, sheet = (Image.open(tmp_path / name) for name in ("one.png", "new/all.png"))
+    assert one.width > 100
+    assert sheet.width > one.width
+    assert sheet.height > one.height
+    assert "CCNetHead (head.context: CrissCrossAttention)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--point", "60,10"], "lies outside the image of 60 x 48"),
+        (["--point", "left"], "column and row"),
+        (["--ckpt", "nowhere.ckpt"], "no checkpoint nowhere.ckpt"),
+        (["--ckpt", __file__], "is no checkpoint of a segvid training"),
+        (["--image", "nowhere.png"], "no image nowhere.png"),
+        (["--pont", "1,1"], "--pont"),
+    ],
+)
+def test_mistakes_of_attention_are_one_sentence(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], said: str
+) -> None:
+    scene = tmp_path / "scene.png"
+    Image.new("RGB", (60, 48)).save(scene)
+    usual = ["--ckpt", str(run / "checkpoints" / "last.ckpt"), "--image", str(scene)]
+    assert main(["attention", *usual, *options, "--output", str(tmp_path / "a.png")]) == 1
+    error = capsys.readouterr().err
+    assert said in error
+    assert len(error.strip().splitlines()) == 1
+    assert not (tmp_path / "a.png").exists()

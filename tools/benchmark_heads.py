@@ -10,7 +10,8 @@ stands in for it, and the table says so.
 
 On a CPU: one thread, CPU time, medians. Memory is the peak of the resident set (VmHWM, Linux) beyond what the process
 held before the call, so that the buffers of oneDNN and MKL count too, which torch's allocator does not see; each case
-in a fork of its own of a process that has computed nothing. The kernel counts pages: exact to about a megabyte. On a
+in a fork of its own of a process that has computed nothing, where freed memory returns to the system at once: exact to
+about a megabyte. On a
 GPU: time between events, and `max_memory_allocated`. All in float32, TF32 off.
 
 FLOPs (a multiply-add is 2) are the fewer of those counted in the call and those of the plain formula that is exported:
@@ -350,7 +351,8 @@ class MemoryServer:
 
     def __enter__(self) -> "MemoryServer":
         command = [sys.executable, str(Path(__file__).resolve()), "--serve-memory"]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        # A fixed threshold: glibc would raise it to 32 MB and keep freed tensors of that size resident.
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
@@ -604,6 +606,7 @@ def main(args: Sequence[str] | None = None) -> None:
             live.update(console_table(rows), refresh=True)
             options.output.with_suffix(".csv").write_text(csv_text(rows))
             options.output.with_suffix(".md").write_text(markdown(rows, circumstances))
+    console.print()
     for head in filter(differs, options.heads):
         console.print(f"{head}: {PEERS[head].differs}")
 

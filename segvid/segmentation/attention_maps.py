@@ -98,8 +98,8 @@ def attention_maps(model: nn.Module, image: Tensor, point: tuple[int, int]) -> l
     return maps
 
 
-def overlay(picture: Picture, weights: NDArray[np.float64], point: tuple[int, int]) -> Picture:
-    """The weights over the image (H, W, 3): bright where they are large, the query as a cross.
+def overlay(picture: Picture, weights: NDArray[np.float64], point: tuple[int, int] | None) -> Picture:
+    """The weights over the image (H, W, 3): bright where they are large, the query (if any) as a cross.
 
     Weights are shown relative to the largest one of their absolute values.
     """
@@ -112,6 +112,8 @@ def overlay(picture: Picture, weights: NDArray[np.float64], point: tuple[int, in
     grey = picture.mean(axis=2, keepdims=True)
     share = 0.25 + 0.6 * full[..., None]
     mixed: Picture = ((1 - share) * grey + share * heat).astype(np.uint8)
+    if point is None:
+        return mixed
     x, y = point
     reach = max(2, min(height, width) // 30)
     cross = np.array([0, 255, 120], dtype=np.uint8)
@@ -146,7 +148,7 @@ def draw(
         if first.regions is not None and with_regions:
             order = np.argsort(-np.abs(first.regions).sum(axis=(1, 2)))[:with_regions]
             for k in order:
-                cells.append((f"region {k}", overlay(picture, first.regions[k], queries[0][0])))
+                cells.append((f"region {k}", overlay(picture, first.regions[k], None)))
         rows.append((first.mechanism, [("image", picture), *cells]))
     width = min(max(len(cells) for _, cells in rows), 6)
     lines = [(title, cells[i : i + width]) for title, cells in rows for i in range(0, len(cells), width)]
