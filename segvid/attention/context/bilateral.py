@@ -79,7 +79,8 @@ class BilateralFilter(nn.Module):
         height, width = x.shape[2], x.shape[3]
         rows = torch.arange(height, device=x.device, dtype=x.dtype).unsqueeze(1).expand(height, width)
         columns = torch.arange(width, device=x.device, dtype=x.dtype).unsqueeze(0).expand(height, width)
-        places = torch.stack([rows, columns]).flatten(1) / max(height, width) / F.softplus(self.space_bandwidth)
+        places = torch.stack([rows, columns]).flatten(1)
+        places = places / (places.max() + 1) / F.softplus(self.space_bandwidth)  # the longer side, as a tensor
         return places.unsqueeze(0).expand(x.shape[0], -1, -1)
 
     def window_step(self, y: Tensor, data: Tensor) -> Tensor:
@@ -93,13 +94,18 @@ class BilateralFilter(nn.Module):
     def window_weights(self, y: Tensor, data: Tensor) -> Tensor:
         """The weight of each place of the window for each position, (B, window^2, H, W)."""
         reach = self.window // 2
-        places = torch.arange(-reach, reach + 1, device=data.device) / max(data.shape[2], data.shape[3])
+        longer = (
+            torch.arange(data.shape[2], device=data.device)
+            .max()
+            .maximum(torch.arange(data.shape[3], device=data.device).max())
+        )
+        places = torch.arange(-reach, reach + 1, device=data.device, dtype=data.dtype) / (longer + 1)
         space = (places.unsqueeze(1) ** 2 + places.unsqueeze(0) ** 2).reshape(1, -1, 1, 1)
         distances = []
         for moved in shifted(data, self.window):
             distances.append((y - moved).square().sum(dim=1))
         energy = -0.5 * torch.stack(distances, dim=1) / F.softplus(self.range_bandwidth) ** 2
-        energy = energy - 0.5 * space.to(data.dtype) / F.softplus(self.space_bandwidth) ** 2
+        energy = energy - 0.5 * space / F.softplus(self.space_bandwidth) ** 2
         inside = torch.stack(shifted(torch.ones_like(data[:1, :1]), self.window), dim=2)[:, 0]
         return torch.softmax(energy.masked_fill(inside == 0, float("-inf")), dim=1)
 

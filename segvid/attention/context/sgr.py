@@ -72,7 +72,7 @@ class SymbolicGraphReasoning(nn.Module):
         graph = torch.ones(nodes, nodes) if graph is None else graph
         words = torch.eye(nodes) if words is None else words
         degree = (graph + torch.eye(nodes)).sum(dim=1)
-        if (degree <= 0).any():
+        if adjacency is not None and (degree <= 0).any():
             raise ValueError(f"{adjacency}: row {int((degree <= 0).nonzero()[0]) + 1} has no positive sum.")
         self.register_buffer("adjacency", (graph + torch.eye(nodes)) / (degree[:, None] * degree[None, :]).sqrt())
         self.register_buffer("embeddings", words)

@@ -23,6 +23,7 @@ class SegmentationHead(nn.Module):
     """
 
     loss_weights: tuple[float, ...] = (1.0,)
+    __jit_ignored_attributes__ = ["loss_weights"]  # noqa: RUF012 - the name TorchScript looks for
 
     def __init__(self, in_channels: Sequence[int], num_classes: int) -> None:
         super().__init__()

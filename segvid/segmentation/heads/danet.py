@@ -33,7 +33,7 @@ class DANetHead(SegmentationHead):
         list of (B, C_i, H_i, W_i) -> (B, num_classes, H_last, W_last).
     """
 
-    loss_weights: tuple[float, ...] = (1.0, 1.0, 1.0)
+    loss_weights = (1.0, 1.0, 1.0)
 
     def __init__(
         self,
@@ -65,7 +65,7 @@ class DANetHead(SegmentationHead):
             self.position_classifier = classifier(width, num_classes, dropout)
             self.channel_classifier = classifier(width, num_classes, dropout)
         else:
-            self.loss_weights = (1.0,)
+            self.loss_weights = (1.0,)  # type: ignore[assignment]
         self.classifier = classifier(width, num_classes, dropout)
 
     def branches(self, x: Tensor) -> list[Tensor]:

@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from segvid.attention import context as mechanisms
 from segvid.segmentation import heads
 from segvid.segmentation.heads.base import SegmentationHead
 from tests import reference
@@ -95,11 +96,61 @@ def pspnet(state: State, features: list[Tensor]) -> list[Tensor]:
     return [classify(state, "classifier", layer(state, "bottleneck", y))]
 
 
-def aspp(state: State, x: Tensor, rates: tuple[int, ...]) -> Tensor:
-    names = ["aspp.image_pool", *(f"aspp.branches.{i}" for i in range(1 + len(rates))), "aspp.project"]
+def aspp(state: State, x: Tensor, rates: tuple[int, ...], name: str = "aspp") -> Tensor:
+    names = [f"{name}.image_pool", *(f"{name}.branches.{i}" for i in range(1 + len(rates))), f"{name}.project"]
     weights = [state[f"{name}.0.weight"] for name in names]
     norms = [[state[f"{n}.1.{k}"] for k in ("weight", "bias", "running_mean", "running_var")] for n in names]
     return reference.atrous_spatial_pyramid_pooling(x, rates, weights, norms)
+
+
+def part(state: State, prefix: str, module: torch.nn.Module) -> torch.nn.Module:
+    """A mechanism with the head's weights; its formula is held against a naive version in tests/attention/context."""
+    weights = {key.removeprefix(f"{prefix}."): value for key, value in state.items() if key.startswith(f"{prefix}.")}
+    module.double().eval().load_state_dict(weights)
+    return module
+
+
+def in_frame(make: Callable[[], torch.nn.Module]) -> Callable[[State, list[Tensor]], list[Tensor]]:
+    """The wiring of a head that is a mechanism of 32 channels inside the common frame."""
+    return lambda state, features: context_frame(state, features[-1], part(state, "context", make()))
+
+
+def beside(make: Callable[[], torch.nn.Module], first: str) -> Callable[[State, list[Tensor]], list[Tensor]]:
+    """conv3x3, context, concatenation in the order that `first` ("input" or "context") begins, conv1x1, classifier."""
+
+    def wiring(state: State, features: list[Tensor]) -> list[Tensor]:
+        x = layer(state, "in_conv", features[-1])
+        y = part(state, "context", make())(x)
+        both = torch.cat([x, y] if first == "input" else [y, x], dim=1)
+        return [classify(state, "classifier", layer(state, "bottleneck", both))]
+
+    return wiring
+
+
+def ann(state: State, features: list[Tensor]) -> list[Tensor]:
+    fused = part(state, "fusion", mechanisms.AsymmetricFusion(32, 16))(features[-1], features[-2])
+    x = layer(state, "in_conv", fused)
+    y = part(state, "context", mechanisms.AsymmetricPyramidNonLocal(32))(x)
+    return [classify(state, "classifier", layer(state, "bottleneck", torch.cat([y, x], dim=1)))]
+
+
+def apcnet(state: State, features: list[Tensor]) -> list[Tensor]:
+    y = part(state, "context", mechanisms.AdaptivePyramidContext(32, inner_channels=32))(features[-1])
+    return [classify(state, "classifier", layer(state, "bottleneck", y))]
+
+
+def psanet(state: State, features: list[Tensor]) -> list[Tensor]:
+    attention = mechanisms.PointwiseSpatialAttention(32, inner_channels=32, mask_size=(3, 5))
+    y = torch.cat([features[-1], part(state, "attention", attention)(features[-1])], dim=1)
+    return [classify(state, "classifier", layer(state, "bottleneck", y))]
+
+
+def carafe(state: State, features: list[Tensor]) -> list[Tensor]:
+    head = {key.removeprefix("head."): value for key, value in state.items()}
+    x = features[-1]
+    y = torch.cat([x, layer(head, "convs.1", layer(head, "convs.0", x))], dim=1)
+    y = part(head, "classifier.0", mechanisms.CARAFE(32))(layer(head, "bottleneck", y))
+    return [reference.pointwise(y, *affine(head, "classifier.2")[0])]  # CARAFE, dropout, convolution
 
 
 def deeplab_v3(state: State, features: list[Tensor]) -> list[Tensor]:
@@ -108,7 +159,7 @@ def deeplab_v3(state: State, features: list[Tensor]) -> list[Tensor]:
 
 def deeplab_v3_plus(state: State, features: list[Tensor]) -> list[Tensor]:
     low = layer(state, "low", features[0])
-    high = reference.resize_bilinear(aspp(state, features[-1], (1, 2, 3)), *low.shape[2:])
+    high = reference.resize_bilinear(aspp(state, features[-1], (1, 2, 3), "context"), *low.shape[2:])
     y = layer(state, "decoder.1", layer(state, "decoder.0", torch.cat([high, low], dim=1)))
     return [classify(state, "classifier", y)]
 
@@ -129,6 +180,8 @@ class Row:
     wiring: Callable[[State, list[Tensor]], list[Tensor]]
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     maps: int = 1
+    scale: int = 1  # how many times finer than the map the logits are
+    wraps: bool = False  # a head around another one: width, dropout and classifier are that one's
     output_index: int = -1  # which of the feature maps the logits have the size of
     without_gradient: Mapping[str, str] = field(default_factory=dict)
     zero_gradient: Mapping[str, str] = field(default_factory=dict)
@@ -138,9 +191,61 @@ class Row:
         return getattr(heads, self.name)(CHANNELS, CLASSES, **{**self.kwargs, **kwargs})
 
 
+CONSTANT = "the weights sum to 1, so it adds a constant: removed by the batch norm behind it"
 KEY_BIAS = "adds the same number to all affinities of a query: cancels in the softmax"
 
 ROWS = [
+    Row(
+        "A2NetHead",
+        # frame as FCNHead 23_605_779; three projections 3 (512 * 128 + 128), out 128 * 512, norm 1_024: 263_552
+        parameters=23_869_331,
+        wiring=in_frame(lambda: mechanisms.DoubleAttention(32)),
+        zero_gradient={
+            "context.gather.bias": "adds the same number to all affinities of a softmax: cancels",
+            "context.value.bias": CONSTANT,
+        },
+    ),
+    Row(
+        "ANNHead",
+        # fusion: c1(2048, 256) + c1(1024, 256) + 1024 * 256 + 256 + 256 * 2048 + 2048 + 4096 * 2048 + 4096 = 9_968_896;
+        # c3(2048, 512) = 9_438_208; APNB c1(512, 256) + 512 * 256 + 256 + 256 * 512 + 512 = 394_496;
+        # c1(1024, 512) = 525_312; cls(512) = 9_747
+        parameters=20_336_659,
+        wiring=ann,
+        zero_gradient={
+            "fusion.value.bias": CONSTANT,
+            "fusion.out.bias": CONSTANT,
+            "context.value.bias": CONSTANT,
+            "context.out.bias": CONSTANT,
+        },
+    ),
+    Row(
+        "APCNetHead",
+        # the published head without classifier 30_455_858; cls(512) = 9_747
+        parameters=30_465_605,
+        wiring=apcnet,
+    ),
+    Row(
+        "BeyondGridsHead",
+        # frame as FCNHead 23_605_779; anchors and widths 2 * 46 * 512, weights 4 * 512 * 256, c1(512 + 1024, 512):
+        # 1_358_848
+        parameters=24_964_627,
+        wiring=in_frame(lambda: mechanisms.GraphConvolutionUnits(32)),
+    ),
+    Row(
+        "BilateralHead",
+        # frame as FCNHead 23_605_779; two bandwidths, out 512 * 512, norm 1_024: 263_170
+        parameters=23_868_949,
+        wiring=in_frame(lambda: mechanisms.BilateralFilter(32)),
+    ),
+    Row(
+        "CARAFEHead",
+        # FCNHead 23_605_779; compression 512 * 64 + 64, encoder 9 * 64 * 100 + 100: 90_532
+        parameters=23_696_311,
+        wiring=carafe,
+        scale=2,
+        wraps=True,
+    ),
     Row(
         "CCNetHead",
         # frame as FCNHead 23_605_779; query and key 2 (512 * 64 + 64), value 512 * 512 + 512, gamma 1: 328_321
@@ -149,12 +254,36 @@ ROWS = [
         zero_gradient={"context.key.bias": KEY_BIAS},
     ),
     Row(
+        "CGNLHead",
+        # frame as FCNHead 23_605_779; t, p, g 3 * 512 * 256, z 512 * 256 / 8, group norm 1_024: 410_624
+        parameters=24_016_403,
+        wiring=in_frame(lambda: mechanisms.CompactGeneralizedNonLocal(32)),
+    ),
+    Row(
         "DANetHead",
         # 2 c3(2048, 512) + 2 c3(512, 512) + position attention 328_321 + channel attention 1 + 3 cls(512)
         parameters=23_954_619,
         wiring=danet,
         maps=3,
         zero_gradient={"position.key.bias": KEY_BIAS},
+    ),
+    Row(
+        "DGMNHead",
+        # frame as FCNHead 23_605_779; 4 dilations, offsets and weights 9 * 512 * 18 each, 4 gammas: 663_556
+        parameters=24_269_335,
+        wiring=in_frame(lambda: mechanisms.DynamicGraphMessagePassing(32, dilations=(1, 2))),
+        kwargs={"dilations": (1, 2)},
+    ),
+    Row(
+        "DNLNetHead",
+        # frame as FCNHead 23_605_779; query and key 2 (512 * 256 + 256), value 512 * 512, mask 513, gamma: 525_314
+        parameters=24_131_093,
+        wiring=in_frame(lambda: mechanisms.DisentangledNonLocal(32)),
+        zero_gradient={
+            "context.query.bias": "the mean over the positions is subtracted",
+            "context.key.bias": "the mean over the positions is subtracted",
+            "context.mask.bias": "adds the same number to all affinities of a softmax: cancels",
+        },
     ),
     Row(
         "DeepLabV3Head",
@@ -190,21 +319,101 @@ ROWS = [
         wiring=fcn,
     ),
     Row(
+        "GCNetHead",
+        # frame as FCNHead 23_605_779; mask 513, 512 * 128 + 128, layer norm 256, 128 * 512 + 512: 132_481
+        parameters=23_738_260,
+        wiring=in_frame(lambda: mechanisms.GlobalContext(32)),
+        zero_gradient={
+            "context.mask.bias": "adds the same number to all affinities of a softmax: cancels",
+        },
+    ),
+    Row(
+        "GloReHead",
+        # frame as FCNHead 23_605_779; unit with 128 nodes of 256 states 411_136
+        parameters=24_016_915,
+        wiring=in_frame(lambda: mechanisms.GlobalReasoning(32)),
+    ),
+    Row(
+        "ISANetHead",
+        # c3(2048, 512) = 9_438_208; both attentions 1_841_152; c1(1024, 512) = 525_312; cls(512) = 9_747
+        parameters=11_814_419,
+        wiring=beside(lambda: mechanisms.InterlacedAttention(32, block=(2, 3)), "input"),
+        kwargs={"block": (2, 3)},
+    ),
+    Row(
+        "LatentGNNHead",
+        # frame as FCNHead 23_605_779; a and b 2 (512 * 128 + 256), four psi 4 (128 * 100 + 200), out 256 * 512 + 1_024,
+        # gamma: 315_681
+        parameters=23_921_460,
+        wiring=in_frame(lambda: mechanisms.LatentGNN(32)),
+    ),
+    Row(
+        "LocalRelationHead",
+        # frame as FCNHead 23_605_779; query and key 2 (512 * 64 + 64), geometry 2 * 64 + 64 + 64 * 64 + 64,
+        # out 512 * 512, norm 1_024: 333_184
+        parameters=23_938_963,
+        wiring=in_frame(lambda: mechanisms.LocalRelation(32, window=3)),
+        kwargs={"window": 3},
+        zero_gradient={
+            "context.geometry.2.bias": "adds the same number to all affinities of a softmax: cancels",
+        },
+    ),
+    Row(
         "NonLocalHead",
         # frame as FCNHead 23_605_779; non-local block with d = 256: 526_592
         parameters=24_132_371,
         wiring=non_local,
         zero_gradient={
             "context.key.bias": KEY_BIAS,
-            "context.value.bias": "the weights sum to 1, so it adds a constant: removed by the batch norm behind it",
+            "context.value.bias": CONSTANT,
             "context.out.bias": "a constant: removed by the batch norm behind it",
         },
+    ),
+    Row(
+        "OCNetHead",
+        # c3(2048, 512) = 9_438_208; key c1(512, 256), value 512 * 256 + 256, out 256 * 512 + 512: 394_496;
+        # c1(1024, 512) = 525_312; cls(512) = 9_747
+        parameters=10_367_763,
+        wiring=beside(lambda: mechanisms.ObjectContext(32), "context"),
+        zero_gradient={
+            "context.value.bias": CONSTANT,
+            "context.out.bias": CONSTANT,
+        },
+    ),
+    Row(
+        "PSANetHead",
+        # 2 (c1(2048, 512) + c1(512, 512) + 512 * 97 * 97) = 12_260_352; c1(1024, 2048) = 2_101_248;
+        # c3(4096, 512) = 18_875_392; cls(512) = 9_747
+        parameters=33_246_739,
+        wiring=psanet,
+        kwargs={"mask_size": (3, 5)},
     ),
     Row(
         "PSPNetHead",
         # 4 c1(2048, 512) = 4_198_400; c3(4096, 512) = 18_875_392; cls(512) = 9_747
         parameters=23_083_539,
         wiring=pspnet,
+    ),
+    Row(
+        "SGRHead",
+        # frame as FCNHead 23_605_779; votes 512 * 19 + 19, 512 * 256, graph (256 + 19) * 256,
+        # 256 + 512, 256 * 512: 343_059
+        parameters=23_948_838,
+        wiring=in_frame(lambda: mechanisms.SymbolicGraphReasoning(32, nodes=CLASSES)),
+        zero_gradient={
+            "context.compatibility.weight": "the published mapping is 1/M everywhere, whatever the weight",
+        },
+    ),
+    Row(
+        "SelfAttentionHead",
+        # frame as FCNHead 23_605_779; the same projections as the non-local block 526_592
+        parameters=24_132_371,
+        wiring=in_frame(lambda: mechanisms.GridSelfAttention(32)),
+        zero_gradient={
+            "context.key.bias": KEY_BIAS,
+            "context.value.bias": CONSTANT,
+            "context.out.bias": "a constant: removed by the batch norm behind it",
+        },
     ),
 ]
 
@@ -243,7 +452,7 @@ def test_signature(row):
 def test_logits_have_the_size_of_the_feature_map(row, size):
     maps = features(2, *size)
     logits = row.make().double().eval()(maps)
-    assert logits.shape == (2, CLASSES, *maps[row.output_index].shape[2:])
+    assert logits.shape == (2, CLASSES, *(row.scale * n for n in maps[row.output_index].shape[2:]))
 
 
 def test_equals_the_papers_wiring(row):
@@ -337,6 +546,8 @@ def test_bfloat16_autocast_is_finite(row, training):
 
 def test_dropout_is_for_training_alone(row):
     """Channel dropout: whole maps of the features before the classifier."""
+    if row.wraps:
+        pytest.skip("the head inside has the dropout")
     head = randomise(row.make(dropout=0.5)).eval()
     assert torch.equal(head(features()), head(features()))
     dropouts = [m for m in head.modules() if isinstance(m, torch.nn.modules.dropout._DropoutNd)]
@@ -385,8 +596,8 @@ OPTIONS = [
     ("DANetHead", {}, lambda head: head.channel.sign, -1.0),
     ("DeepLabV3Head", {}, lambda head: [b[0].dilation[0] for b in head.aspp.branches], [1, 12, 24, 36]),
     ("DeepLabV3Head", {"rates": (6, 12)}, lambda head: [b[0].dilation[0] for b in head.aspp.branches], [1, 6, 12]),
-    ("DeepLabV3PlusHead", {}, lambda head: [b[0].dilation[0] for b in head.aspp.branches], [1, 12, 24, 36]),
-    ("DeepLabV3PlusHead", {"rates": (6,)}, lambda head: [b[0].dilation[0] for b in head.aspp.branches], [1, 6]),
+    ("DeepLabV3PlusHead", {}, lambda head: [b[0].dilation[0] for b in head.context.branches], [1, 12, 24, 36]),
+    ("DeepLabV3PlusHead", {"rates": (6,)}, lambda head: [b[0].dilation[0] for b in head.context.branches], [1, 6]),
     ("DeepLabV3PlusHead", {"low_channels": 7}, lambda head: head.low[0].out_channels, 7),
     ("EMANetHead", {"em_grad": True}, lambda head: head.attention.em_grad, True),
     ("EMANetHead", {"iterations": 5}, lambda head: head.attention.iterations, 5),
@@ -406,8 +617,10 @@ def test_options_reach_their_place(name, options, read, expected):
 
 def test_width_of_every_head_can_be_chosen(row):
     """`channels` is what the classifier reads (half of it in EMANet)."""
-    classifier = row.make(channels=6).classifier[-1]
-    assert classifier.in_channels == (3 if row.name == "EMANetHead" else 6)
+    if row.wraps:
+        pytest.skip("the head inside has the width")
+    classifier = row.make(channels=16).classifier[-1]
+    assert classifier.in_channels == (8 if row.name == "EMANetHead" else 16)
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore:.*torch.jit:DeprecationWarning")
@@ -435,7 +648,7 @@ def test_impossible_arguments_are_refused():
 
 def test_classifier_initialisation(row):
     """N(0, 0.01) and bias 0, so that all classes start alike."""
-    for module in row.make(channels=256).modules():
+    for module in row.make(**({} if row.wraps else {"channels": 256})).modules():
         if isinstance(module, torch.nn.Conv2d) and module.out_channels == CLASSES:
             assert module.weight.std().item() == pytest.approx(0.01, rel=0.15)
             assert not module.bias.any()
