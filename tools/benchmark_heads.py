@@ -224,7 +224,7 @@ class Case:
                 return
             supervised = module.supervised(maps) if isinstance(module, SegmentationHead) else module(maps)
             outputs = supervised if isinstance(supervised, list | tuple) else [supervised]
-            torch.stack([output.sum() for output in outputs]).sum().backward()  # type: ignore[no-untyped-call]
+            torch.stack([output.sum() for output in outputs]).sum().backward()
             for tensor in (*maps, *module.parameters()):
                 tensor.grad = None
 
@@ -297,7 +297,7 @@ def formula_flops(case: Case) -> float:
 def milliseconds(call: Callable[[], None]) -> float:
     """Time on the GPU where there is one, else CPU time."""
     if torch.cuda.is_available():
-        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
         call()
         stop.record()

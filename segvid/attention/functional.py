@@ -23,9 +23,9 @@ def softmax_attention(query: Tensor, key: Tensor, value: Tensor, scale: float = 
     Shape:
         query (B, N, d), key (B, M, d), value (B, M, c) -> (B, N, c).
     """
-    if torch.jit.is_scripting():  # noqa: SIM114 # type: ignore[attr-defined]
+    if torch.jit.is_scripting():  # type: ignore[attr-defined]  # noqa: SIM114
         return _explicit_attention(query, key, value, scale)
-    elif torch.jit.is_tracing() or torch.compiler.is_compiling():  # type: ignore[no-untyped-call]
+    elif torch.jit.is_tracing() or torch.compiler.is_compiling():  # type: ignore[attr-defined]
         return _explicit_attention(query, key, value, scale)
     elif query.device.type != "cpu":
         return F.scaled_dot_product_attention(query[:, None], key[:, None], value[:, None], scale=scale)[:, 0]

@@ -27,11 +27,15 @@ __all__ = ["Augmentation", "Pair", "PairDataset", "Sample", "SegmentationDataMod
 
 
 class Sample(TypedDict):
-    """One image with its mask: `image` (3, H, W) float, `mask` (H', W') int64 with 255 ignored, `name` of the image."""
+    """One image with its mask: `image` (3, H, W) float, `mask` (H', W') int64 with 255 ignored, `name` of the image.
+
+    `distance` (H', W') float, where a data set knows it: how far, in pixels, lies what decides the label; -1 elsewhere.
+    """
 
     image: Tensor
     mask: Tensor
     name: NotRequired[str]
+    distance: NotRequired[Tensor]
 
 
 @dataclass(frozen=True)
@@ -117,6 +121,8 @@ def collate(samples: list[Sample]) -> dict[str, Any]:
     }
     if "name" in samples[0]:
         batch["name"] = [s["name"] for s in samples]
+    if "distance" in samples[0]:
+        batch["distance"] = torch.stack([s["distance"] for s in samples])
     return batch
 
 

@@ -259,7 +259,7 @@ def test_comparison_from_end_to_end(tmp_path: Path, capfd: pytest.CaptureFixture
         assert row["input"] == [48, 48]
     assert rows["danet"]["gflops"] > rows["fcn"]["gflops"] * 0.5
     page = (tmp_path / "out" / "report.html").read_text()
-    assert page.count("<figcaption>") == 2 * (2 + 2)  # two images: image, label, two heads
+    assert page.count("<figcaption>") == 2 * (2 + 2 + 1)  # two images: image, label, two heads, where DANet looks
     assert "dropout probability" in page
     said = capfd.readouterr().out
     assert "[3/3] broken, seed 0: failed" in said

@@ -71,3 +71,17 @@ def permutation_gap(module: nn.Module, x: Tensor, seed: int = 3) -> float:
         permuted_after = module(x)
         permuted_after = permute_positions(permuted_after, order)
         return (module(permute_positions(x, order)) - permuted_after).abs().max().item()
+
+
+def conv_norm_weights(layer: nn.Sequential) -> tuple[Tensor, list[Tensor | None]]:
+    """`(weight, norm)` of convolution, batch norm, ReLU."""
+    conv, norm, relu = layer
+    assert conv.bias is None
+    assert isinstance(relu, nn.ReLU)
+    return conv.weight, norm_weights(norm)
+
+
+def reached(y: Tensor, x: Tensor, position: tuple[int, int]) -> Tensor:
+    """Which positions (H, W) of the one image x the output y at `position` depends on, by its gradient."""
+    (gradient,) = torch.autograd.grad(y[0, :, position[0], position[1]].sum(), x, retain_graph=True)
+    return gradient[0].abs().sum(dim=0) > 0

@@ -76,13 +76,14 @@ class ObjectContext(nn.Module):
         return softmax_attention(tokens[0], tokens[1], tokens[2], self.scale).transpose(1, 2).reshape(value.shape)
 
     def attention_map(self, x: Tensor, position: Sequence[int]) -> Tensor:
-        """Weights of all positions for the query at `position`, (B, H, W)."""
+        """Weights of all positions for the query at `position`, (B, H, W); of pooled ones each has its cell's."""
         position_index(x.shape[2:], position)
         query, key, _ = self.project(x)
         index = position_index(query.shape[2:], [p // self.downsample for p in position])
         energy = torch.matmul(query.flatten(2)[:, None, :, index] * self.scale, key.flatten(2))  # (B, 1, n)
-        weights = torch.softmax(energy, dim=-1).reshape(-1, 1, *query.shape[2:])
-        return F.interpolate(weights, size=x.shape[2:], mode="nearest")[:, 0]
+        coarse = torch.softmax(energy, dim=-1).reshape(-1, *query.shape[2:])
+        fine = coarse.repeat_interleave(self.downsample, dim=1).repeat_interleave(self.downsample, dim=2)
+        return fine[:, : x.shape[2], : x.shape[3]]
 
 
 class PyramidObjectContext(nn.Module):
