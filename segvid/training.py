@@ -27,6 +27,7 @@ import segvid.segmentation.schedule
 from segvid.data.segmentation import SegmentationDataModule
 from segvid.errors import UserError, user_message
 from segvid.segmentation.clock import TrainingClock
+from segvid.segmentation.distance import DistanceAccuracy
 from segvid.segmentation.pictures import PredictionPanels
 from segvid.segmentation.reporting import EvaluationReport
 from segvid.segmentation.task import SegmentationTask
@@ -107,6 +108,7 @@ class SegvidCLI(LightningCLI):
         self.folder = folder
         self.callbacks = list(callbacks)
         self.report = EvaluationReport()
+        self.distance = DistanceAccuracy()
         super().__init__(
             SegmentationTask,
             SegmentationDataModule,
@@ -185,7 +187,7 @@ class SegvidCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The trainer, by default with one folder a run: TensorBoard, CSV, config and checkpoints side by side."""
         config = self._get(self.config_init, "trainer")
-        callbacks: list[Callback] = [TrainingClock(), self.report, *self.callbacks]
+        callbacks: list[Callback] = [TrainingClock(), self.report, self.distance, *self.callbacks]
         if config.enable_progress_bar is not False and not any(
             isinstance(c, RichProgressBar | TQDMProgressBar) for c in _as_list(config.callbacks)
         ):

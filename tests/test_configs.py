@@ -84,7 +84,7 @@ def test_headers_name_paper_and_source_of_the_figures(head: Path) -> None:
 def test_comparisons_name_files_that_exist(file: Path) -> None:
     comparison, base = parse(["--config", str(file)])
     runs = plan(comparison, base)
-    assert len(runs) == len(comparison.heads) * len(comparison.seeds)
+    assert len(runs) == len(comparison.heads) * len(comparison.seeds) * max(len(comparison.variants), 1)
     folder = file.relative_to(CONFIGS / "compare").with_suffix("")
     assert comparison.output == f"runs/compare/{folder}"
 

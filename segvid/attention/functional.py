@@ -25,7 +25,7 @@ def softmax_attention(query: Tensor, key: Tensor, value: Tensor, scale: float = 
     """
     if torch.jit.is_scripting():  # type: ignore[attr-defined]  # noqa: SIM114
         return _explicit_attention(query, key, value, scale)
-    elif torch.jit.is_tracing() or torch.compiler.is_compiling():  # type: ignore[attr-defined]
+    elif torch.jit.is_tracing() or torch.compiler.is_compiling():  # type: ignore
         return _explicit_attention(query, key, value, scale)
     elif query.device.type != "cpu":
         return F.scaled_dot_product_attention(query[:, None], key[:, None], value[:, None], scale=scale)[:, 0]

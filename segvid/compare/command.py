@@ -38,7 +38,7 @@ def compare(words: Sequence[str]) -> int:
     console.print(f"{comparison.title}: {len(runs)} runs, {done} done already. All files: {output}", highlight=False)
     try:
         for index, run in enumerate(runs):
-            label = f"[{index + 1}/{len(runs)}] {run.name}, seed {run.seed}"
+            label = f"[{index + 1}/{len(runs)}] {run.label}"
             result = finished(run)
             if result is None:
                 result = execute(run, comparison, label, console)
@@ -74,6 +74,7 @@ def execute(run: Run, comparison: Comparison, label: str, console: Console) -> d
     spec_file = run.folder / "spec.json"
     spec = {
         "name": run.name,
+        "variant": run.variant,
         "seed": run.seed,
         "words": run.words,
         "checkpoint": run.checkpoint,
@@ -104,7 +105,8 @@ def execute(run: Run, comparison: Comparison, label: str, console: Console) -> d
     reason = f"stopped with exit code {process.returncode}; see {run.folder / 'log.txt'}"
     if process.returncode < 0:
         reason = f"killed by signal {-process.returncode}" + (" (out of memory?)" if process.returncode == -9 else "")
-    result = {"name": run.name, "seed": run.seed, "fingerprint": run.fingerprint, "status": "failed", "reason": reason}
+    result = {"name": run.name, "variant": run.variant, "seed": run.seed, "fingerprint": run.fingerprint}
+    result |= {"status": "failed", "reason": reason}
     file.write_text(json.dumps(result, indent=1) + "\n")
     return result
 
@@ -139,7 +141,9 @@ def measure(runs: Sequence[Run], output: Path) -> None:
     Raises:
         UserError: the process failed.
     """
-    rows = {run.name: [w for w in run.words if not w.startswith("--seed_everything")] for run in runs}
+    rows: dict[str, list[str]] = {}  # a head costs the same under every variant
+    for run in runs:
+        rows.setdefault(run.name, [w for w in run.words if not w.startswith("--seed_everything")])
     spec_file, result_file = output / "cost_spec.json", output / "cost.json"
     spec = {"rows": rows, "fingerprints": [run.fingerprint for run in runs], "output": str(result_file)}
     text = json.dumps(spec, indent=1) + "\n"

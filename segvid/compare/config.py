@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ class Comparison:
         seeds: every head is trained once with each; the table gives mean and spread.
         budget: `max_steps` or `max_epochs` of every training; the recipe's own when empty.
         overrides: options of `fit` for all rows.
+        variants: options of `fit` by name: every head is run with each, and the report has a section for each.
         output: folder of the report and of the runs.
         images: validation images that the report shows as every head predicts them.
     """
@@ -51,6 +53,7 @@ class Comparison:
     seeds: list[int] = field(default_factory=lambda: [0])
     budget: dict[str, int] = field(default_factory=dict)
     overrides: dict[str, Any] = field(default_factory=dict)
+    variants: dict[str, dict[str, Any]] = field(default_factory=dict)
     output: str = "runs/compare/comparison"
     images: int = 4
 
@@ -61,6 +64,7 @@ class Run:
 
     Attributes:
         name: of the row.
+        variant: under which it is run; "" where there are none.
         seed: of the training.
         words: configuration of `fit`, without the command.
         checkpoint: evaluated instead of training.
@@ -69,11 +73,17 @@ class Run:
     """
 
     name: str
+    variant: str
     seed: int
     words: tuple[str, ...]
     checkpoint: str | None
     folder: Path
     fingerprint: str
+
+    @property
+    def label(self) -> str:
+        """Name, variant and seed."""
+        return ", ".join(part for part in (self.name, self.variant, f"seed {self.seed}") if part)
 
 
 def parse(words: Sequence[str]) -> tuple[Comparison, Path]:
@@ -115,20 +125,24 @@ def plan(comparison: Comparison, base: Path) -> list[Run]:
     twice = {name for name in names if names.count(name) > 1}
     if twice:
         raise UserError(f"several rows are named {', '.join(sorted(twice))}: give each a name of its own.")
+    variants = comparison.variants or {"": {}}
     runs = []
-    for seed in comparison.seeds:
-        for name, head in zip(names, heads, strict=True):
-            file = find(head.config, base, f"head {name}")
-            words = ["--config", str(recipe), "--config", str(file), f"--seed_everything={seed}"]
-            words += [f"--{key}={as_word(value)}" for key, value in budget_options(comparison.budget).items()]
-            words += [f"--{key}={as_word(value)}" for key, value in (comparison.overrides | head.overrides).items()]
-            checkpoint = None if head.checkpoint is None else str(find(head.checkpoint, base, f"checkpoint of {name}"))
-            folder = Path(comparison.output) / "runs" / f"{re.sub(r'[^A-Za-z0-9._=-]+', '_', name)}-seed{seed}"
-            content = [recipe.read_text(), file.read_text(), *words[4:], checkpoint or "", comparison.images]
-            if checkpoint is not None:
-                content.append(Path(checkpoint).stat().st_mtime_ns)  # it may be trained anew at the same place
-            fingerprint = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
-            runs.append(Run(name, seed, tuple(words), checkpoint, folder, fingerprint))
+    for seed, (variant, options), (name, head) in product(
+        comparison.seeds, variants.items(), zip(names, heads, strict=True)
+    ):
+        file = find(head.config, base, f"head {name}")
+        words = ["--config", str(recipe), "--config", str(file), f"--seed_everything={seed}"]
+        words += [f"--{key}={as_word(value)}" for key, value in budget_options(comparison.budget).items()]
+        overrides = comparison.overrides | options | head.overrides
+        words += [f"--{key}={as_word(value)}" for key, value in overrides.items()]
+        checkpoint = None if head.checkpoint is None else str(find(head.checkpoint, base, f"checkpoint of {name}"))
+        place = re.sub(r"[^A-Za-z0-9._=-]+", "_", f"{name}-{variant}" if variant else name)
+        content = [recipe.read_text(), file.read_text(), *words[4:], checkpoint or "", comparison.images]
+        if checkpoint is not None:
+            content.append(Path(checkpoint).stat().st_mtime_ns)  # it may be trained anew at the same place
+        fingerprint = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+        folder = Path(comparison.output) / "runs" / f"{place}-seed{seed}"
+        runs.append(Run(name, variant, seed, tuple(words), checkpoint, folder, fingerprint))
     return runs
 
 

@@ -2,10 +2,11 @@
 
 import base64
 import html
-import math
+from collections.abc import Sequence
 from typing import Any
 
-from segvid.compare.table import cell, columns, facts
+from segvid.compare.charts import Section
+from segvid.compare.table import distance_table, facts, main_table
 
 STYLE = """
 :root { color-scheme: light dark; --line: #8884; --best: #2a9d5c33; }
@@ -25,30 +26,44 @@ small { opacity: .75; }
 """
 
 
-def html_page(results: dict[str, Any], charts: dict[str, bytes], pictures: list[list[tuple[str, bytes]]]) -> str:
+def html_page(results: dict[str, Any], sections: Sequence[Section]) -> str:
     """The report as one file: no script, no link, every picture inside."""
-    shown = columns(results)
-    known = [row["mIoU"] for row in results["rows"] if row["mIoU"] is not None]
-    best = max(known) if known else math.inf
+    headings, lines = main_table(results)
     body = [f"<h1>{html.escape(results['title'])}</h1>", "<p>"]
     body += [f"{html.escape(fact)}<br>" for fact in facts(results)]
-    body += ["</p><table><tr><th>head</th>", *(f"<th>{html.escape(c[1])}</th>" for c in shown), "</tr>"]
-    for row in results["rows"]:
-        body.append(f"<tr><td>{html.escape(row['name'])}</td>")
-        if row["status"] != "done":
-            reason = html.escape(f"{row['status']}: {row.get('reason') or ''}")
-            body.append(f'<td class="failed" colspan="{len(shown)}">{reason}</td>')
-        else:
-            for key, _, digits, factor in shown:
-                mark = ' class="best"' if key == "mIoU" and row["mIoU"] == best else ""
-                body.append(f"<td{mark}>{cell(row, key, digits, factor)}</td>")
-        body.append("</tr>")
+    body += ["</p><table><tr><th>head</th>", *(f"<th>{html.escape(h)}</th>" for h in headings), "</tr>"]
+    for line in lines:
+        body.append(f"<tr><td>{html.escape(line.name)}</td>")
+        span = "" if line.figures else f' colspan="{len(headings) + 1 - len(line.scores)}"'  # of the last score
+        for index, score in enumerate(line.scores):
+            mark = "" if line.done[index] else ' class="failed"'
+            mark = ' class="best"' if line.best[index] else mark
+            body.append(f"<td{mark}{span if index == len(line.scores) - 1 else ''}>{html.escape(score)}</td>")
+        body += [*(f"<td>{figure}</td>" for figure in line.figures), "</tr>"]
     body.append(f"</table><p><small>{html.escape(results['conventions'])}</small></p>")
-    for key, content in charts.items():
-        body.append(f'<figure class="chart">{picture(content, f"mIoU against {key}")}</figure>')
-    rows = [row for row in results["rows"] if row["iou"]]
+    for section in sections:
+        if section.rows[0]["variant"]:
+            body.append(f"<h2>{html.escape(section.rows[0]['variant'])}</h2>")
+        body += section_lines(section)
+    head = f'<meta charset="utf-8"><title>{html.escape(results["title"])}</title><style>{STYLE}</style>'
+    return f'<!doctype html><html lang="en"><head>{head}</head><body>{"".join(body)}</body></html>\n'
+
+
+def section_lines(section: Section) -> list[str]:
+    """Charts, tables and pictures of one variant."""
+    body = []
+    for title, content in section.charts.items():
+        body.append(f'<figure class="chart">{picture(content, title)}</figure>')
+    starts, lines = distance_table(section.rows)
+    if lines:
+        body.append("<h3>Accuracy by distance to what decides the label, %</h3><table><tr><th>head</th>")
+        body += [*(f"<th>{start}</th>" for start in starts), "</tr>"]
+        for name, cells in lines:
+            body += [f"<tr><td>{html.escape(name)}</td>", *(f"<td>{text}</td>" for text in cells), "</tr>"]
+        body.append("</table>")
+    rows = [row for row in section.rows if row["iou"]]
     if rows:
-        body.append("<h2>IoU of every class, %</h2><table><tr><th>class</th>")
+        body.append("<h3>IoU of every class, %</h3><table><tr><th>class</th>")
         body += [*(f"<th>{html.escape(row['name'])}</th>" for row in rows), "</tr>"]
         for index, name in enumerate(rows[0]["class_names"]):
             values = [row["iou"][index] for row in rows]
@@ -59,20 +74,19 @@ def html_page(results: dict[str, Any], charts: dict[str, bytes], pictures: list[
                 body.append(f"<td{mark}>{'-' if value is None else f'{100 * value:.1f}'}</td>")
             body.append("</tr>")
         body.append("</table>")
-    if pictures:
-        body.append("<h2>The same validation images, predicted by every head</h2>" + legend(results))
-        for row_of_pictures in pictures:
+    if section.pictures:
+        body.append("<h3>The same validation images, predicted by every head</h3>" + legend(rows))
+        for row_of_pictures in section.pictures:
             body.append('<div class="pictures">')
             for name, content in row_of_pictures:
                 body.append(f"<figure>{picture(content, name)}<figcaption>{html.escape(name)}</figcaption></figure>")
             body.append("</div>")
-    head = f'<meta charset="utf-8"><title>{html.escape(results["title"])}</title><style>{STYLE}</style>'
-    return f'<!doctype html><html lang="en"><head>{head}</head><body>{"".join(body)}</body></html>\n'
+    return body
 
 
-def legend(results: dict[str, Any]) -> str:
+def legend(rows: Sequence[dict[str, Any]]) -> str:
     """The colours of the classes."""
-    seed = next(s for row in results["rows"] for s in row["seeds"] if s["status"] == "done")
+    seed = next(s for row in rows for s in row["seeds"] if s["status"] == "done")
     parts = [
         f'<span class="swatch" style="background: rgb{tuple(colour)}"></span>{html.escape(name)}'
         for name, colour in zip(seed["class_names"], seed["palette"], strict=True)

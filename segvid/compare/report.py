@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import re
 import statistics
 import subprocess
 from collections.abc import Sequence
@@ -15,10 +16,10 @@ from rich.table import Table
 from rich.text import Text
 
 import segvid
-from segvid.compare.charts import draw_charts, draw_sheet, picture_rows
+from segvid.compare.charts import Section, draw_section, draw_sheet
 from segvid.compare.config import Comparison, Run
 from segvid.compare.page import html_page
-from segvid.compare.table import cell, columns, facts
+from segvid.compare.table import by_variant, distance_table, facts, main_table
 
 CONVENTIONS = (
     "mIoU: mean and, over several seeds, standard deviation (n - 1), from one confusion matrix over the whole "
@@ -36,17 +37,17 @@ def gather(comparison: Comparison, runs: Sequence[Run], command: str) -> dict[st
     cost_file = output / "cost.json"
     cost = json.loads(cost_file.read_text()) if cost_file.is_file() else {"rows": {}, "device": None, "torch": None}
     rows = []
-    for name in dict.fromkeys(run.name for run in runs):
+    for variant, name in dict.fromkeys((run.variant, run.name) for run in runs):
         seeds = []
         for run in runs:
-            if run.name != name:
+            if (run.variant, run.name) != (variant, name):
                 continue
             file = run.folder / "result.json"
             result = json.loads(file.read_text()) if file.is_file() else None
             if result is None or result["fingerprint"] != run.fingerprint:
                 result = {"name": name, "seed": run.seed, "status": "not run yet"}
             seeds.append(result | {"folder": os.path.relpath(run.folder, output)})
-        rows.append(summarise(name, seeds, cost["rows"].get(name, {})))
+        rows.append({"variant": variant} | summarise(name, seeds, cost["rows"].get(name, {})))
     return {
         "title": comparison.title,
         "created": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -58,6 +59,7 @@ def gather(comparison: Comparison, runs: Sequence[Run], command: str) -> dict[st
         "recipe": comparison.recipe,
         "budget": comparison.budget,
         "overrides": comparison.overrides,
+        "variants": comparison.variants,
         "conventions": CONVENTIONS,
         "rows": rows,
     }
@@ -82,7 +84,16 @@ def summarise(name: str, seeds: list[dict[str, Any]], cost: dict[str, Any]) -> d
     row["head"] = done[0]["head"] if done else None
     columns = zip(*(seed["iou"] for seed in done), strict=True)
     row["iou"] = [mean_of_known(values) for values in columns] if done else None
+    row["distance"] = mean_by_distance([seed.get("distance") or [] for seed in done])
     return row
+
+
+def mean_by_distance(seeds: Sequence[Sequence[dict[str, float]]]) -> list[dict[str, float]]:
+    """Accuracy in every bin of distances, averaged over the seeds that have pixels there."""
+    found: dict[float, list[float]] = {}
+    for part in (part for seed in seeds for part in seed):
+        found.setdefault(part["start"], []).append(part["accuracy"])
+    return [{"start": start, "accuracy": statistics.mean(found[start])} for start in sorted(found)]
 
 
 def mean_of_known(values: Sequence[float | None]) -> float | None:
@@ -102,12 +113,11 @@ def commit() -> str | None:
 
 def write_report(results: dict[str, Any], output: Path) -> None:
     """Writes the four files; each whole or not at all."""
-    pictures = picture_rows(results, output)
+    sections = [draw_section(rows, output) for rows in by_variant(results["rows"])]
     write(output / "results.json", json.dumps(results, indent=1) + "\n")
     write(output / "results.csv", csv_text(results))
-    charts = draw_charts(results)
-    write(output / "report.md", markdown(results, charts, pictures, output))
-    write(output / "report.html", html_page(results, charts, pictures))
+    write(output / "report.md", markdown(results, sections, output))
+    write(output / "report.html", html_page(results, sections))
 
 
 def write(file: Path, text: str) -> None:
@@ -118,17 +128,18 @@ def write(file: Path, text: str) -> None:
 
 
 def console_table(results: dict[str, Any]) -> Table:
-    """The table for the terminal."""
+    """The table for the terminal: what every head reached under every variant, and what it costs."""
     table = Table(title=results["title"])
     table.add_column("head", no_wrap=True)
-    shown = [c for c in columns(results) if c[0] not in ("images_per_second", "train_memory_mb")]
-    for _, heading, _, _ in shown:
+    headings, lines = main_table(results, hidden=("images_per_second", "train_memory_mb"))
+    for heading in headings:
         table.add_column(heading, justify="right")
-    for row in results["rows"]:
-        if row["status"] != "done":
-            table.add_row(row["name"], Text(row["status"], style="red"), *[""] * (len(shown) - 1))
-        else:
-            table.add_row(row["name"], *(cell(row, key, digits, factor) for key, _, digits, factor in shown))
+    for line in lines:
+        scores = [
+            text if done else Text(text.split(":")[0], style="red")
+            for text, done in zip(line.scores, line.done, strict=True)
+        ]
+        table.add_row(line.name, *scores, *line.figures)
     return table
 
 
@@ -140,7 +151,7 @@ def csv_text(results: dict[str, Any]) -> str:
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(
-        ["name", "seed", "status", *plain, *cost, *(f"IoU {name}" for name in names), "checkpoint", "reason"]
+        ["name", "variant", "seed", "status", *plain, *cost, *(f"IoU {name}" for name in names), "checkpoint", "reason"]
     )
     for row in results["rows"]:
         for seed in row["seeds"]:
@@ -149,6 +160,7 @@ def csv_text(results: dict[str, Any]) -> str:
             writer.writerow(
                 [
                     row["name"],
+                    row["variant"],
                     seed["seed"],
                     seed["status"],
                     *figures,
@@ -160,35 +172,58 @@ def csv_text(results: dict[str, Any]) -> str:
     return text.getvalue()
 
 
-def markdown(
-    results: dict[str, Any], charts: dict[str, bytes], pictures: list[list[tuple[str, bytes]]], output: Path
-) -> str:
+def markdown(results: dict[str, Any], sections: Sequence[Section], output: Path) -> str:
     """The report for a repository; its pictures are files beside it."""
     folder = output / "pictures"
     folder.mkdir(exist_ok=True)
-    shown = columns(results)
+    headings, table = main_table(results)
     lines = [f"# {results['title']}", "", *(f"- {fact}" for fact in facts(results)), ""]
-    lines += ["| head | " + " | ".join(heading for _, heading, _, _ in shown) + " |"]
-    lines += ["|---" + "|---:" * len(shown) + "|"]
-    for row in results["rows"]:
-        if row["status"] == "done":
-            cells = [cell(row, key, digits, factor) for key, _, digits, factor in shown]
-        else:
-            cells = [markdown_cell(f"{row['status']}: {row.get('reason') or ''}"), *[""] * (len(shown) - 1)]
-        lines.append(f"| {markdown_cell(row['name'])} | " + " | ".join(cells) + " |")
-    lines += ["", results["conventions"], "", "## IoU of every class, %", "", *class_lines(results), ""]
-    for key, content in charts.items():
-        (folder / f"{key}.png").write_bytes(content)
-        lines += [f"![mIoU against {key}](pictures/{key}.png)", ""]
-    if pictures:
-        (folder / "predictions.png").write_bytes(draw_sheet(pictures))
-        lines += ["## The same validation images, predicted by every head", "", "![](pictures/predictions.png)"]
-    return "\n".join(lines) + "\n"
+    lines += ["| head | " + " | ".join(headings) + " |", "|---" + "|---:" * len(headings) + "|"]
+    for line in table:
+        cells = [markdown_cell(text) for text in (line.name, *line.scores, *line.figures)]
+        cells += [""] * (len(headings) + 1 - len(cells))
+        lines.append("| " + " | ".join(cells) + " |")
+    lines += ["", results["conventions"], ""]
+    for section in sections:
+        variant = section.rows[0]["variant"]
+        level = "##"
+        if variant:
+            lines += [f"## {variant}", ""]
+            level = "###"
+        if any(row["distance"] for row in section.rows):
+            lines += [
+                f"{level} Accuracy by distance to what decides the label, %",
+                "",
+                *distance_lines(section.rows),
+                "",
+            ]
+        lines += [f"{level} IoU of every class, %", "", *class_lines(section.rows), ""]
+        for title, content in section.charts.items():
+            file = folder / (re.sub(r"[^A-Za-z0-9._=-]+", "_", f"{variant} {title}".strip()) + ".png")
+            file.write_bytes(content)
+            lines += [f"![{title}](pictures/{file.name})", ""]
+        if section.pictures:
+            file = folder / (re.sub(r"[^A-Za-z0-9._=-]+", "_", f"{variant} predictions".strip()) + ".png")
+            file.write_bytes(draw_sheet(section.pictures))
+            lines += [
+                f"{level} The same validation images, predicted by every head",
+                "",
+                f"![](pictures/{file.name})",
+                "",
+            ]
+    return "\n".join(lines).rstrip() + "\n"
 
 
-def class_lines(results: dict[str, Any]) -> list[str]:
+def distance_lines(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """A Markdown table of the accuracy of every head (rows) at every distance (columns)."""
+    starts, lines = distance_table(rows)
+    table = ["| head | " + " | ".join(starts) + " |", "|---" + "|---:" * len(starts) + "|"]
+    return table + [f"| {markdown_cell(name)} | " + " | ".join(cells) + " |" for name, cells in lines]
+
+
+def class_lines(rows: Sequence[dict[str, Any]]) -> list[str]:
     """A Markdown table of the IoU of every class (rows) under every head (columns)."""
-    rows = [row for row in results["rows"] if row["iou"]]
+    rows = [row for row in rows if row["iou"]]
     if not rows:
         return []
     names = " | ".join(markdown_cell(row["name"]) for row in rows)

@@ -8,6 +8,7 @@ and not the end of the comparison; because each starts from the same state; and 
 import json
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ def main(spec_file: str) -> int:
     """Trains (or loads) and evaluates; writes `result.json`; returns the exit code."""
     spec = json.loads(Path(spec_file).read_text())
     folder = Path(spec["folder"])
-    result = {"name": spec["name"], "seed": spec["seed"], "fingerprint": spec["fingerprint"], "status": "failed"}
+    result = {key: spec[key] for key in ("name", "variant", "seed", "fingerprint")} | {"status": "failed"}
     try:
         result |= execute(spec, folder)
     except UserError as error:
@@ -92,6 +93,7 @@ def execute(spec: dict[str, Any], folder: Path) -> dict[str, Any]:
         "head": type(task.head).__name__,
         "backbone": type(task.backbone).__name__,
         **task.scores["val"].asdict(),
+        "distance": [asdict(part) for part in cli.distance.bins],
         "class_names": data.class_names,
         "palette": data.palette,
         "steps": cli.trainer.global_step if trained else None,

@@ -1,10 +1,13 @@
 """The figures of a comparison as cells of a table, the same for terminal, Markdown and HTML."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 # key, heading, digits, factor
+MIOU = ("mIoU", "mIoU %", 2, 100.0)
+# the same of what a head costs; under several variants that of the first
 COLUMNS = (
-    ("mIoU", "mIoU %", 2, 100.0),
     ("parameters_m", "params M", 2, 1.0),
     ("gflops", "GFLOPs", 2, 1.0),
     ("latency_ms", "latency ms", 1, 1.0),
@@ -15,7 +18,7 @@ COLUMNS = (
 )
 
 
-def cell(row: dict[str, Any], key: str, digits: int, factor: float) -> str:
+def cell(row: dict[str, Any], key: str, heading: str, digits: int, factor: float) -> str:
     """One figure of the table; a dash where it is not known."""
     value = row.get(key)
     if value is None:
@@ -25,9 +28,65 @@ def cell(row: dict[str, Any], key: str, digits: int, factor: float) -> str:
     return text if spread is None else f"{text} ± {factor * spread:.{digits}f}"
 
 
+@dataclass(frozen=True)
+class Line:
+    """One head of the main table.
+
+    Args:
+        name: of the head.
+        scores: mIoU under every variant, or why there is none.
+        done: whether it is there.
+        best: whether it is the best of all heads.
+        figures: the other cells; none where no variant is done.
+    """
+
+    name: str
+    scores: list[str]
+    done: list[bool]
+    best: list[bool]
+    figures: list[str]
+
+
+def main_table(results: dict[str, Any], hidden: tuple[str, ...] = ()) -> tuple[list[str], list[Line]]:
+    """Headings and lines of the table of all heads: mIoU, under every variant if there are some, and what they cost."""
+    sections = by_variant(results["rows"])
+    names = [f"{rows[0]['variant']} mIoU %" if rows[0]["variant"] else "mIoU %" for rows in sections]
+    shown = [c for c in columns(results) if c[0] not in hidden]
+    lines = []
+    for name in dict.fromkeys(row["name"] for row in results["rows"]):
+        rows = [row for row in results["rows"] if row["name"] == name]
+        done = [row["status"] == "done" for row in rows]
+        scores, best = [], []
+        for row, section in zip(rows, sections, strict=True):
+            finished = [r["mIoU"] for r in section if r["status"] == "done"]
+            best.append(row["status"] == "done" and row["mIoU"] == max(finished))
+            reason = f"{row['status']}: {row.get('reason') or ''}"
+            scores.append(cell(row, *MIOU) if row["status"] == "done" else reason)
+        known = next((row for row in rows if row["status"] == "done"), None)
+        figures = [] if known is None else [cell(known, *c) for c in shown]
+        lines.append(Line(name, scores, done, best, figures))
+    return [*names, *(heading for _, heading, _, _ in shown)], lines
+
+
+def distance_table(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[tuple[str, list[str]]]]:
+    """Distances in pixels from which on, and for every head its accuracy there in per cent."""
+    rows = [row for row in rows if row["distance"]]
+    starts = sorted({part["start"] for row in rows for part in row["distance"]})
+    lines = []
+    for row in rows:
+        known = {part["start"]: f"{100 * part['accuracy']:.0f}" for part in row["distance"]}
+        lines.append((row["name"], [known.get(start, "-") for start in starts]))
+    return [f"{start:.0f}+ px" for start in starts], lines
+
+
+def by_variant(rows: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """The rows of every variant; all in one list where there are none."""
+    return [[row for row in rows if row["variant"] == v] for v in dict.fromkeys(row["variant"] for row in rows)]
+
+
 def columns(results: dict[str, Any]) -> list[tuple[str, str, int, float]]:
-    """mIoU, and the columns in which anything is known."""
-    return [c for c in COLUMNS if c[0] == "mIoU" or any(row.get(c[0]) is not None for row in results["rows"])]
+    """The columns beside mIoU in which anything is known."""
+    return [c for c in COLUMNS if any(row.get(c[0]) is not None for row in results["rows"])]
 
 
 def facts(results: dict[str, Any]) -> list[str]:

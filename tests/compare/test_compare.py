@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from segvid.cli import main
+from segvid.compare.charts import Section
 from segvid.compare.command import finished, measure
 from segvid.compare.config import Run, parse, plan
 from segvid.compare.page import html_page
@@ -182,10 +183,11 @@ def test_a_failed_seed_is_said_and_not_averaged() -> None:
 def hand_made() -> dict[str, Any]:
     failed = {"name": "bad", "seed": 0, "status": "failed", "reason": "1 < 2 & more"}
     rows = [
-        summarise(
+        {"variant": ""}
+        | summarise(
             "<good>", [seed_result(0.5, [0.25, 0.75], checkpoint="a.ckpt")], {"latency_ms": 3.25, "input": [4, 5]}
         ),
-        summarise("bad", [failed], {}),
+        {"variant": ""} | summarise("bad", [failed], {}),
     ]
     facts = {"title": "T & <t>", "created": "now", "command": "segvid", "segvid": "1", "commit": None, "torch": "2"}
     return facts | {
@@ -194,7 +196,8 @@ def hand_made() -> dict[str, Any]:
 
 
 def test_the_page_is_self_contained_and_escaped() -> None:
-    page = html_page(hand_made(), {"latency_ms": b"png"}, [[("<good>", b"png")]])
+    results = hand_made()
+    page = html_page(results, [Section(results["rows"], {"latency_ms": b"png"}, [[("<good>", b"png")]])])
     assert "http" not in page
     assert all(source.startswith("data:image/png;base64,") for source in re.findall(r'src="([^"]*)', page))
     assert "<script" not in page
@@ -207,7 +210,7 @@ def test_the_page_is_self_contained_and_escaped() -> None:
 
 def test_markdown_and_csv_of_the_same_results(tmp_path: Path) -> None:
     results = hand_made()
-    text = markdown(results, {}, [], tmp_path)
+    text = markdown(results, [Section(results["rows"], {}, [])], tmp_path)
     assert "| <good> | 50.00 | 3.2 |" in text
     assert "| bad | failed: 1 < 2 & more |" in text
     lines = csv_text(results).splitlines()
@@ -215,7 +218,7 @@ def test_markdown_and_csv_of_the_same_results(tmp_path: Path) -> None:
     assert dict(zip(header, good, strict=True))["IoU <b>"] == "0.75"
     assert dict(zip(header, bad, strict=True))["reason"] == "1 < 2 & more"
     results["rows"][1]["reason"] = "[4, 8] | and\n[/more]"
-    assert "| bad | failed: [4, 8] \\| and [/more] |" in markdown(results, {}, [], tmp_path)
+    assert "| bad | failed: [4, 8] \\| and [/more] |" in markdown(results, [Section(results["rows"], {}, [])], tmp_path)
     write_report(results, tmp_path)
     assert json.loads((tmp_path / "results.json").read_text())["rows"][0]["mIoU"] == 0.5
 
@@ -268,7 +271,7 @@ def test_comparison_from_end_to_end(tmp_path: Path, capfd: pytest.CaptureFixture
     for name in rows:
         cells = f"{100 * rows[name]['mIoU']:.2f}" if name != "broken" else "failed: "
         assert f"| {name} | {cells}" in (tmp_path / "out/report.md").read_text()
-        assert f"\n{name},0,{rows[name]['status']}," in (tmp_path / "out/results.csv").read_text()
+        assert f"\n{name},,0,{rows[name]['status']}," in (tmp_path / "out/results.csv").read_text()
     stamp = (tmp_path / "out/runs/danet-seed0/result.json").stat().st_mtime_ns
     broken.write_text(head % "0.5")
     checkpoint = rows["danet"]["seeds"][0]["checkpoint"]
@@ -289,7 +292,7 @@ def test_a_run_that_was_killed_after_its_last_step_is_only_evaluated(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (plan_of_run,) = runs_of(write_comparison(tmp_path, f"  - {HEADS / 'fcn.yaml'}"))
-    spec = {"name": "fcn", "seed": 0, "checkpoint": None, "fingerprint": "f", "images": 1}
+    spec = {"name": "fcn", "variant": "", "seed": 0, "checkpoint": None, "fingerprint": "f", "images": 1}
     spec |= {"words": plan_of_run.words, "folder": str(tmp_path / "run")}
     (tmp_path / "spec.json").write_text(json.dumps(spec))
     result = tmp_path / "run" / "result.json"

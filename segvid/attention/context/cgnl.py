@@ -113,6 +113,8 @@ class CompactGeneralizedNonLocal(nn.Module):
             affinity = torch.stack(terms).sum(dim=0)
         else:
             affinity = t.mean(2)[:, :, None] * p.mean(2)
+        if self.scale:
+            affinity = affinity / (p.shape[2] * p.shape[3]) ** 0.5
         return affinity.mean(dim=1).reshape(x.shape[0], *x.shape[2:])
 
 

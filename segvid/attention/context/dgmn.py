@@ -79,16 +79,18 @@ class DynamicSampling(nn.Module):
         row = (2 * where[:, 0] + 1) / height - 1
         column = (2 * where[:, 1] + 1) / width - 1
         grid = torch.stack([column, row], dim=-1)  # (B, 9, N, 2)
-        samples = F.grid_sample(x, grid.to(x.dtype), mode="bilinear", padding_mode="zeros", align_corners=False)
-        return samples.reshape(batch, -1, 9, height * width)
+        samples = F.grid_sample(x.to(grid.dtype), grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+        return samples.to(x.dtype).reshape(batch, -1, 9, height * width)
 
     def places(self, x: Tensor) -> Tensor:
-        """Row and column, in pixels, of each position's nine samples, (B, 2, 9, N)."""
+        """Row and column, in pixels, of each position's nine samples, (B, 2, 9, N), in float32 or float64."""
         height, width = x.shape[2], x.shape[3]
         if self.dynamic_sampling:
             offset = self.offset(x).reshape(x.shape[0], 9, 2, height * width)  # (dy, dx) of each tap
         else:
             offset = torch.zeros(x.shape[0], 9, 2, height * width, dtype=x.dtype, device=x.device)
+        if offset.dtype != torch.float64:
+            offset = offset.float()  # bfloat16 tells no pixel 129 from 128.5
         step = (torch.arange(3, device=x.device) - 1) * self.dilation
         rows = torch.arange(height, device=x.device).repeat_interleave(width)  # (N)
         columns = torch.arange(width, device=x.device).repeat(height)
@@ -161,8 +163,7 @@ class DynamicGraphMessagePassing(nn.Module):
         batch, height, width = x.shape[0], x.shape[2], x.shape[3]
         index = position_index((height, width), position)
         total = torch.zeros(batch, height, width, dtype=x.dtype, device=x.device)
-        rows = torch.arange(height, device=x.device, dtype=x.dtype)
-        columns = torch.arange(width, device=x.device, dtype=x.dtype)
+        rows, columns = torch.arange(height, device=x.device), torch.arange(width, device=x.device)
         for gamma, sampling in zip(self.gamma, cast(list[DynamicSampling], self.samplings), strict=True):
             filters, affinity = sampling.dynamic(sampling.sample(x))
             weight = (gamma * filters.mean(dim=1) * affinity[:, 0])[:, :, index].abs()  # (B, 9)

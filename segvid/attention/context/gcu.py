@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from segvid.attention.functional import matmul_float32
 from segvid.attention.layers import point_conv_bn_relu
 
 
@@ -51,15 +52,15 @@ class GraphConvolutionUnit(nn.Module):
         precision = inverse**2  # (K, C)
         if tokens.dtype != torch.float64:
             tokens = tokens.float()
-        square = torch.matmul(precision, tokens**2)
-        mixed = torch.matmul(precision * self.anchors, tokens)
+        square = matmul_float32(precision, tokens**2)
+        mixed = matmul_float32(precision * self.anchors, tokens)
         constant = (self.anchors * inverse).square().sum(dim=1, keepdim=True)  # (K, 1)
         return torch.softmax(mixed - 0.5 * (square + constant), dim=1)
 
     def node_features(self, tokens: Tensor, q: Tensor) -> Tensor:
         """Normalised mean residual of each node, (B, K, C)."""
         total = q.sum(dim=2, keepdim=True)  # (B, K, 1)
-        mean = torch.matmul(q, tokens.transpose(1, 2).to(q.dtype)) / total.clamp(min=1e-12)
+        mean = matmul_float32(q, tokens.transpose(1, 2)) / total.clamp(min=1e-12)
         return F.normalize((mean - self.anchors) / torch.sigmoid(self.width), dim=2)
 
 

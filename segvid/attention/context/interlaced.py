@@ -76,9 +76,10 @@ def block_tokens(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Query, key and value in the groups of `split_blocks`; one more channel of the first two shuts padding out."""
     blocks, pad = whole_blocks(value.shape[2], value.shape[3], block)
-    outside = -1e4  # finite: a group of padding alone must not divide 0 by 0
-    query = torch.cat([query, torch.ones_like(query[:, :1])], dim=1)
-    shut = F.pad(torch.zeros_like(key[:, :1]), pad, value=outside / scale)
+    # Affinity -10,000 with padding. Finite: a group of padding alone must not divide 0 by 0; half of it on each side:
+    # in one, divided by the scale, it leaves the range of float16 from 43 channels on.
+    query = torch.cat([query, torch.full_like(query[:, :1], 100.0)], dim=1)
+    shut = F.pad(torch.zeros_like(key[:, :1]), pad, value=-100.0 / scale)
     key = torch.cat([F.pad(key, pad), shut], dim=1)
     q = split_blocks(F.pad(query, pad), block, blocks, interlaced)
     k = split_blocks(key, block, blocks, interlaced)

@@ -109,8 +109,9 @@ class SymbolicGraphReasoning(nn.Module):
             compatibility = torch.matmul(states, node).unsqueeze(1) + v  # w . [h_m, x_i] = u_m + v_i
         else:
             compatibility = torch.matmul(self.compatibility(tokens.transpose(1, 2)), states.transpose(1, 2))
-        weights = torch.softmax(compatibility, dim=1)  # over the positions
-        return weights / weights.sum(dim=2, keepdim=True)
+        # A softmax over the positions, then each row divided by its sum: in logarithms, as no number of the softmax may
+        # be left of the row of a position far below the others.
+        return torch.softmax(torch.log_softmax(compatibility, dim=1), dim=2)
 
     def attention_map(self, x: Tensor, position: Sequence[int]) -> Tensor:
         """Mapping back times votes, the graph step left out, (B, *grid)."""
@@ -143,6 +144,6 @@ def read_matrix(path: str | Path) -> Tensor:
                 matrix = torch.tensor([[float(cell) for cell in row] for row in csv.reader(file) if row])
         if matrix.dim() != 2 or not matrix.isfinite().all():
             raise ValueError("it is not two-dimensional and finite")
-    except (ValueError, RuntimeError, EOFError, UnicodeDecodeError, UnpicklingError) as error:
+    except (ValueError, RuntimeError, EOFError, LookupError, UnpicklingError, csv.Error) as error:
         raise ValueError(f"{path} is no matrix of numbers ({' '.join(str(error).split())[:120]}).") from error
     return matrix.float()
