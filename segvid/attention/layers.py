@@ -2,6 +2,8 @@
 
 from torch import nn
 
+from segvid.attention.atrous import AtrousConv2d
+
 
 def conv_bn_relu(in_channels: int, out_channels: int, kernel_size: int = 1, *, dilation: int = 1) -> nn.Sequential:
     """Convolution without bias (He initialisation), batch norm, ReLU; the spatial size is kept.
@@ -10,7 +12,8 @@ def conv_bn_relu(in_channels: int, out_channels: int, kernel_size: int = 1, *, d
         (B, in_channels, H, W) -> (B, out_channels, H, W).
     """
     padding = dilation * (kernel_size // 2)
-    conv = nn.Conv2d(in_channels, out_channels, kernel_size, padding=padding, dilation=dilation, bias=False)
+    conv_class = AtrousConv2d if dilation > 1 and kernel_size == 3 else nn.Conv2d
+    conv = conv_class(in_channels, out_channels, kernel_size, padding=padding, dilation=dilation, bias=False)
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
     return nn.Sequential(conv, nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True))
 
