@@ -17,8 +17,17 @@ from segvid.compare.charts import Section
 from segvid.compare.command import finished, measure
 from segvid.compare.config import Run, parse, plan
 from segvid.compare.page import html_page
-from segvid.compare.report import console_table, csv_text, markdown, mean_of_known, summarise, write_report
+from segvid.compare.report import (
+    console_table,
+    csv_text,
+    markdown,
+    mean_by_distance,
+    mean_of_known,
+    summarise,
+    write_report,
+)
 from segvid.compare.run import main as run_one
+from segvid.compare.table import main_table
 from segvid.errors import UserError
 from segvid.segmentation.task import SegmentationTask
 
@@ -60,6 +69,24 @@ def test_plan(tmp_path: Path) -> None:
     assert "--a.b=[1, 2]" in runs[1].words
     assert "--a.b=[1, 2]" not in runs[0].words
     assert len({run.folder for run in runs}) == 4
+
+
+def test_variants_are_run_one_after_the_other(tmp_path: Path) -> None:
+    variants = "variants: {near: {a: 1, b: 2}, far: {a: 3}}\noverrides: {b: 0}\n"
+    heads = f"  - {HEADS / 'fcn.yaml'}\n  - {{config: {HEADS / 'danet.yaml'}, overrides: {{a: 4}}}}"
+    runs = runs_of(write_comparison(tmp_path, heads, variants))
+    assert [(run.name, run.variant) for run in runs] == [
+        ("fcn", "near"), ("danet", "near"), ("fcn", "far"), ("danet", "far"),
+    ]  # fmt: skip
+    given = [{w for w in run.words if w[:4] in ("--a=", "--b=")} for run in runs]
+    assert given == [{"--a=1", "--b=2"}, {"--a=4", "--b=2"}, {"--a=3", "--b=0"}, {"--a=4", "--b=0"}]
+    assert [run.folder.name for run in runs] == [
+        "fcn-near-seed0",
+        "danet-near-seed0",
+        "fcn-far-seed0",
+        "danet-far-seed0",
+    ]
+    assert runs[3].label == "danet, far, seed 0"
 
 
 def test_the_fingerprint_follows_every_input(tmp_path: Path) -> None:
@@ -233,6 +260,48 @@ def test_a_comparison_in_which_all_failed_has_a_report(tmp_path: Path) -> None:
     assert [column.header for column in table.columns] == ["head", "mIoU %"]
 
 
+def test_a_table_of_variants(tmp_path: Path) -> None:
+    def distance(*accuracy: float) -> list[dict[str, float]]:
+        return [{"start": 8.0 * i, "pixels": 5, "accuracy": a} for i, a in enumerate(accuracy)]
+
+    results = hand_made()
+    failed = {"name": "b", "seed": 0, "status": "failed", "reason": "too | large"}
+    results["rows"] = [
+        {"variant": "near"}
+        | summarise("a", [seed_result(0.5, [0.5, 0.5], distance=distance(1, 0.5))], {"gflops": 1.0}),
+        {"variant": "near"} | summarise("b", [seed_result(0.75, [0.5, 1.0], distance=distance(0.25))], {"gflops": 2.0}),
+        {"variant": "far"} | summarise("a", [seed_result(0.25, [0.5, 0.0])], {"gflops": 1.0}),
+        {"variant": "far"} | summarise("b", [failed], {"gflops": 2.0}),
+    ]
+    headings, (a, b) = main_table(results)
+    assert headings == ["near mIoU %", "far mIoU %", "GFLOPs"]
+    assert (a.name, a.scores, a.figures, a.best) == ("a", ["50.00", "25.00"], ["1.00"], [False, True])
+    assert (b.name, b.scores, b.figures, b.best) == ("b", ["75.00", "failed: too | large"], ["2.00"], [True, False])
+    write_report(results, tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert "| b | 75.00 | failed: too \\| large | 2.00 |" in text
+    near, far = text.split("## near")[1].split("## far")
+    assert "| head | 0+ px | 8+ px |" in near
+    assert "| a | 100 | 50 |" in near
+    assert "| b | 25 | - |" in near
+    assert "+ px" not in far
+    assert (tmp_path / "pictures" / "near_accuracy_against_distance.png").is_file()
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("<h2>") == 2
+    assert page.count("accuracy against distance") == 1
+    assert '<td class="failed">failed: too | large</td>' in page
+    assert "a,far,0,done" in (tmp_path / "results.csv").read_text()
+    assert [column.header for column in console_table(results).columns] == ["head", *headings]
+
+
+def test_accuracy_by_distance_is_the_mean_of_the_seeds_that_have_it() -> None:
+    seeds = [
+        [{"start": 0.0, "accuracy": 0.5}, {"start": 8.0, "accuracy": 0.25}],
+        [{"start": 0.0, "accuracy": 1.0}],
+    ]
+    assert mean_by_distance(seeds) == [{"start": 0.0, "accuracy": 0.75}, {"start": 8.0, "accuracy": 0.25}]
+
+
 # What is run
 
 
@@ -286,6 +355,30 @@ def test_comparison_from_end_to_end(tmp_path: Path, capfd: pytest.CaptureFixture
     assert trained["accuracy"][0] < 1, "all is background: any weights would have these figures"
     assert (loaded["mIoU"], loaded["iou"]) == (trained["mIoU"], trained["iou"])
     assert loaded["train_seconds"] is None
+
+
+def test_probe_from_end_to_end(tmp_path: Path) -> None:
+    recipe = (ROOT / "configs/segmentation/recipes/probe.yaml").read_text()
+    (tmp_path / "probe.yaml").write_text(
+        recipe.replace("max_epochs: 6", "max_epochs: 1").replace("_epoch: 3", "_epoch: 1")
+    )
+    small = "{data.init_args.train_scenes: 64, data.init_args.val_scenes: 8, data.init_args.level: %s}"
+    (tmp_path / "comparison.yaml").write_text(
+        f"recipe: probe.yaml\nheads: [{HEADS / 'fcn.yaml'}]\nimages: 1\noutput: {tmp_path / 'out'}\n"
+        f"variants: {{cue: {small % 'cue'}, relation: {small % 'relation'}}}\n"
+    )
+    assert main(["compare", "--config", str(tmp_path / "comparison.yaml")]) == 0
+    rows = json.loads((tmp_path / "out/results.json").read_text())["rows"]
+    assert [(row["variant"], row["status"]) for row in rows] == [("cue", "done"), ("relation", "done")]
+    for row in rows:
+        (seed,) = row["seeds"]
+        pixels = sum(part["pixels"] for part in seed["distance"])
+        right = sum(part["pixels"] * part["accuracy"] for part in seed["distance"])
+        assert pixels == 8 * 16 * 36  # scenes, cells, pixels of a cell
+        assert right / pixels == pytest.approx(seed["aAcc"])
+    assert max(part["start"] for part in rows[1]["distance"]) <= 56  # in a row: seven cells at most
+    assert (tmp_path / "out/runs/fcn-cue-seed0/val_distance.csv").is_file()
+    assert "### Accuracy by distance" in (tmp_path / "out/report.md").read_text()
 
 
 def test_a_run_that_was_killed_after_its_last_step_is_only_evaluated(
