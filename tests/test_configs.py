@@ -117,4 +117,4 @@ def test_every_arm_of_an_ablation_is_built(file: Path) -> None:
         options = [*words, "--trainer.logger=false", "--trainer.accelerator=cpu"]
         cli = SegvidCLI(run=False, save_config_callback=None, args=options)
         with torch.no_grad():
-            assert cli.model.eval()(torch.zeros(2, 3, 64, 64)).shape == (2, 11, 64, 64)
+            assert cli.model.eval()(torch.zeros(2, 3, 64, 64)).shape == (2, 4, 64, 64)
