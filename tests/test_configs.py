@@ -89,6 +89,12 @@ def test_comparisons_name_files_that_exist(file: Path) -> None:
     assert comparison.output == f"runs/compare/{folder}"
 
 
+def test_the_probe_has_a_row_for_every_head() -> None:
+    comparison, base = parse(["--config", str(CONFIGS / "compare" / "probe.yaml")])
+    named = {Path(word).stem for run in plan(comparison, base) for word in run.words if "/heads/" in word}
+    assert named == {file.stem for file in HEADS}
+
+
 def test_every_mechanism_has_its_deeplab_file() -> None:
     named = []
     for file in DEEPLAB:
