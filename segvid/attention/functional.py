@@ -23,7 +23,7 @@ def softmax_attention(query: Tensor, key: Tensor, value: Tensor, scale: float = 
     Shape:
         query (B, N, d), key (B, M, d), value (B, M, c) -> (B, N, c).
     """
-    if torch.jit.is_scripting():  # type: ignore[attr-defined]  # noqa: SIM114
+    if torch.jit.is_scripting():  # type: ignore[attr-defined]
         return _explicit_attention(query, key, value, scale)
     elif torch.jit.is_tracing() or torch.compiler.is_compiling():  # type: ignore
         return _explicit_attention(query, key, value, scale)

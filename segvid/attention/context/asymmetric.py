@@ -60,9 +60,9 @@ class AsymmetricPyramidNonLocal(nn.Module):
         energy = torch.matmul(query[:, None, :, position[0], position[1]] * self.scale, keys.transpose(1, 2))
         weights = torch.softmax(energy, dim=2)  # (B, 1, S)
         # sum_s w_s pool_s(v) is linear in v: its gradient is the weight of each position.
-        value = torch.zeros_like(x[:, :1]).requires_grad_()
-        with torch.enable_grad():
-            total = torch.matmul(weights.detach(), pyramid_tokens(value, self.bins)).sum()
+        with torch.inference_mode(False), torch.enable_grad():
+            value = torch.zeros_like(x[:, :1]).requires_grad_()
+            total = torch.matmul(weights.detach().clone(), pyramid_tokens(value, self.bins)).sum()
             (gradient,) = torch.autograd.grad(total, value)
         return gradient[:, 0]
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from segvid.attention.context.local_relation import paste_window
-from segvid.attention.functional import position_index, shifted, softmax_attention
+from segvid.attention.functional import matmul_float32, position_index, shifted, softmax_attention
 from segvid.attention.layers import zero_norm
 
 
@@ -56,8 +56,13 @@ class BilateralFilter(nn.Module):
     def step(self, y: Tensor, data: Tensor) -> Tensor:
         """One step over the whole image, (B, C, H, W) twice -> (B, C, H, W)."""
         query, key = self.embedded(y, data)
-        values = data.flatten(2).transpose(1, 2)
-        return softmax_attention(query, key, values.to(query.dtype)).transpose(1, 2).reshape(data.shape).to(data.dtype)
+        value = data.flatten(2).transpose(1, 2).to(query.dtype)
+        if torch.jit.is_scripting():  # type: ignore[attr-defined]
+            average = softmax_attention(query, key, value)
+        else:  # exponents are small differences of large products: not in half precision (matmul_float32 says the rest)
+            with torch.autocast(data.device.type, enabled=False):
+                average = softmax_attention(query, key, value)
+        return average.transpose(1, 2).reshape(data.shape).to(data.dtype)
 
     def embedded(self, y: Tensor, data: Tensor) -> tuple[Tensor, Tensor]:
         """Vectors whose products are the exponents, up to a term of the query alone: (B, N, C + 3) each.
@@ -93,6 +98,8 @@ class BilateralFilter(nn.Module):
 
     def window_weights(self, y: Tensor, data: Tensor) -> Tensor:
         """The weight of each place of the window for each position, (B, window^2, H, W)."""
+        if data.dtype != torch.float64:  # as in `embedded`
+            y, data = y.float(), data.float()
         reach = self.window // 2
         longer = (
             torch.arange(data.shape[2], device=data.device)
@@ -116,7 +123,7 @@ class BilateralFilter(nn.Module):
             weights = self.window_weights(x, x)[:, :, position[0], position[1]]
             return paste_window(weights, self.window, position, x)
         query, key = self.embedded(x, x)
-        energy = torch.matmul(query[:, index : index + 1], key.transpose(1, 2))
+        energy = matmul_float32(query[:, index : index + 1], key.transpose(1, 2))
         return torch.softmax(energy, dim=2).reshape(-1, *x.shape[2:])
 
 

@@ -34,6 +34,8 @@ class LocalRelation(nn.Module):
         (B, C, H, W) -> (B, C, H, W).
     """
 
+    places: Tensor
+
     def __init__(
         self,
         channels: int,
@@ -67,7 +69,7 @@ class LocalRelation(nn.Module):
             else nn.Identity()
         )
         reach = window // 2
-        places = torch.arange(-reach, reach + 1) / max(reach, 1)
+        places = torch.arange(-reach, reach + 1.0)  # whole numbers: exact in any type
         places = torch.stack(torch.meshgrid(places, places, indexing="xy"), dim=-1).reshape(-1, 2)  # (window^2, dx dy)
         self.register_buffer("places", places, persistent=False)
         self.out = nn.Conv1d(channels, channels, 1, bias=False)
@@ -95,7 +97,8 @@ class LocalRelation(nn.Module):
                 energies.append(query * moved)
         energy = torch.stack(energies, dim=2)
         if self.geometry_prior:
-            energy = energy + self.geometry(self.places).transpose(0, 1).reshape(1, energy.shape[1], -1, 1, 1)
+            prior = self.geometry(self.places / max(self.window // 2, 1))  # (window^2, G)
+            energy = energy + prior.transpose(0, 1).reshape(1, energy.shape[1], -1, 1, 1)
         inside = torch.stack(shifted(torch.ones_like(x[:1, :1]), self.window), dim=2)  # (1, 1, window^2, H, W)
         return torch.softmax(energy.masked_fill(inside == 0, float("-inf")), dim=2)
 

@@ -1,5 +1,7 @@
 """Expectation-maximisation attention against the EM loop written out, and the moving average of its bases."""
 
+import itertools
+
 import pytest
 import torch
 from torch import multiprocessing
@@ -54,8 +56,69 @@ def test_em_equals_definition_and_keeps_its_norms(iterations):
     torch.testing.assert_close(mu.norm(dim=1), torch.ones(2, 4, dtype=torch.float64), rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("iterations", [1, 3])
+@pytest.mark.parametrize("grid", [(7,), (3, 4), (1, 5), (5, 1), (2, 2, 3)], ids=str)
+def test_learned_bases_equal_definition(grid, iterations, training):
+    """Their gradient comes from the first E step alone."""
+    block = make(iterations=iterations, em_grad=True, learned_bases=True).train(training)
+    x = random_input(2, 6, *grid)
+    expected = reference.expectation_maximization_attention(
+        x,
+        conv_weights(block.conv1),
+        conv_weights(block.conv2),
+        norm_weights(block.norm),
+        block.bases[0],
+        iterations,
+        em_grad=True,
+    )
+    assert block.bases in set(block.parameters())
+    assert_same_with_gradients(block(x), expected, [x, *block.parameters()])
+
+
+def test_learned_bases_are_not_moved():
+    block = make(em_grad=True, learned_bases=True).train()
+    assert "bases" not in dict(block.named_buffers())
+    before = block.bases.detach().clone()
+    block(random_input(2, 6, 3, 4)).square().sum().backward()
+    assert torch.equal(block.bases, before)
+    assert block.bases.grad.abs().max() > 1e-6
+    torch.optim.SGD(block.parameters(), lr=0.1).step()
+    assert not torch.equal(block.bases, before)
+
+
+def test_learned_bases_need_a_gradient():
+    with pytest.raises(ValueError, match="learned_bases needs em_grad"):
+        ExpectationMaximizationAttention(6, learned_bases=True)
+
+
+@pytest.mark.parametrize("learned_bases", [False, True])
+@pytest.mark.parametrize("grid", [(5,), (2, 4), (2, 1, 3)], ids=str)
+def test_attention_map_and_regions_are_those_of_the_last_e_step(grid, learned_bases):
+    """Weights of the reconstruction before the bases are normalised: sum_k z_ik z_jk / sum_n z_nk, rows of sum 1."""
+    block = make(em_grad=True, learned_bases=learned_bases).eval()
+    x = random_input(2, 6, *grid).detach()
+    tokens = reference.pointwise(x, *conv_weights(block.conv1)).flatten(2)
+    _, z = reference.expectation_maximization(tokens, block.bases[0], block.iterations)
+    regions = block.regions(x)
+    torch.testing.assert_close(regions, z.transpose(1, 2).reshape(2, 4, *grid), rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(regions.sum(dim=1), torch.ones(2, *grid, dtype=torch.float64))
+    for i, position in enumerate(itertools.product(*map(range, grid))):
+        row = sum(z[:, i, k, None] * z[:, :, k] / (1e-6 + z[:, :, k].sum(dim=1, keepdim=True)) for k in range(4))
+        shown = block.attention_map(x, position)
+        torch.testing.assert_close(shown, row.reshape(2, *grid), rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(shown.flatten(1).sum(dim=1), torch.ones(2, dtype=torch.float64), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("position", [(3, 0), (0, 5), (-1, 0), (0,)], ids=str)
+def test_attention_map_refuses_a_position_off_the_grid(position):
+    with pytest.raises(ValueError, match="grid"):
+        ExpectationMaximizationAttention(6).attention_map(torch.zeros(1, 6, 3, 5), position)
+
+
 def test_defaults_are_the_papers():
     block = ExpectationMaximizationAttention(8)
+    assert not block.learned_bases
     assert block.bases.shape == (1, 8, 64)
     assert (block.iterations, block.momentum, block.em_grad) == (3, 0.9, False)
 
@@ -126,10 +189,12 @@ def test_backward_after_the_bases_have_moved():
     assert x.grad.isfinite().all()
 
 
+@pytest.mark.parametrize("options", [{}, {"em_grad": True, "learned_bases": True}], ids=str)
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("grid", [(3, 5), (2, 3, 4)], ids=str)
-def test_commutes_with_permutations_of_the_positions(grid, training):
-    block = make(momentum=1.0).train(training)  # momentum 1: the bases stay where they are between the two calls
+def test_commutes_with_permutations_of_the_positions(grid, training, options):
+    # momentum 1: the bases stay where they are between the two calls
+    block = make(momentum=1.0, **options).train(training)
     assert permutation_gap(block, random_input(2, 6, *grid)) < 1e-10
 
 
@@ -142,11 +207,14 @@ def test_samples_do_not_mix_in_eval():
 def test_parameter_count():
     """512 * 512 + 512 first convolution, 512 * 512 second, 2 * 512 batch norm."""
     assert sum(p.numel() for p in ExpectationMaximizationAttention(512).parameters()) == 525_824
+    learned = ExpectationMaximizationAttention(512, em_grad=True, learned_bases=True)
+    assert sum(p.numel() for p in learned.parameters()) == 525_824 + 512 * 64
 
 
-def test_gradcheck_with_em_grad():
+@pytest.mark.parametrize("learned_bases", [False, True])
+def test_gradcheck_with_em_grad(learned_bases):
     """Only with em_grad: otherwise the gradient leaves EM out by design."""
-    block = make(em_grad=True).eval()
+    block = make(em_grad=True, learned_bases=learned_bases).eval()
     assert torch.autograd.gradcheck(block, random_input(1, 6, 3, 2))
 
 
