@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from PIL import Image
 
 from segvid.cli import main
 from segvid.compare.config import parse, plan
@@ -60,6 +61,13 @@ def test_commands_of_the_readme_run(newcomer: Path) -> None:
             assert words[1] == ".venv/bin/activate"
         elif words[:2] == ["segvid", "compare"]:
             assert plan(*parse(words[2:])), line
+        elif words[:2] == ["segvid", "attention"]:
+            ran += 1
+            image = newcomer / words[words.index("--image") + 1]  # the quickstart leaves it there
+            image.parent.mkdir(parents=True)
+            Image.new("RGB", (64, 64), (90, 120, 40)).save(image)
+            assert main([*words[1:], "--output", "attention.png"]) == 0, line
+            assert (newcomer / "attention.png").is_file()
         elif words[0] in ("segvid", "lightning"):
             ran += 1
             recipe = next((name for name in TINY if any(name in word for word in words)), None)

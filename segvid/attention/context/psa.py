@@ -7,7 +7,7 @@ relative offsets is turned into one of absolute positions by a single gather.
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -71,7 +71,10 @@ class PointwiseSpatialAttention(nn.Module):
         maps = []
         for i, (reduce, attention) in enumerate(zip(self.reduce, self.attention)):  # noqa: B905 TorchScript
             reduced = self.shrunk(reduce(x))  # (B, c, h, w)
-            affinity = self.affinity(attention(reduced), self.directions[i])  # (B, n, n), sources x targets
+            if torch.jit.is_scripting():  # type: ignore[attr-defined]
+                affinity = self.affinity(attention(reduced), self.directions[i])  # (B, n, n), sources x targets
+            else:
+                affinity = self.affinity_within_reach(attention, reduced, self.directions[i])
             context = torch.matmul(reduced.flatten(2), affinity) / self.normalization  # (B, c, n)
             maps.append(context.reshape(reduced.shape))
         out = self.proj(torch.cat(maps, dim=1))
@@ -92,22 +95,43 @@ class PointwiseSpatialAttention(nn.Module):
                 )
             others = mask.flatten(2)  # (B, n others, n predicting)
         else:
-            others = self.absolute(mask)
+            others = self.absolute(mask, 0, 0, self.mask_size[1])
+        return self.normalised(others, direction)
+
+    def normalised(self, others: Tensor, direction: str) -> Tensor:
+        """Softmax over the sources of (B, others, predicting positions); (B, sources, targets)."""
         if direction == "collect":
             return torch.softmax(others, dim=1)  # the predicting position is the target
         return torch.softmax(others, dim=2).transpose(1, 2)  # it is the source
 
-    def absolute(self, mask: Tensor) -> Tensor:
-        """From relative offsets to positions: [b, j, i] = mask[b, offset j - i, i], 0 where the mask ends."""
+    @torch.jit.unused
+    def affinity_within_reach(self, attention: nn.Module, x: Tensor, direction: str) -> Tensor:
+        """The same; of a small map only the offsets that lie on it are predicted, since the others are never read."""
+        if self.compact or torch.jit.is_tracing() or torch.compiler.is_compiling():  # type: ignore
+            return self.affinity(attention(x), direction)  # a graph serves other sizes too
+        hidden, conv = cast(nn.Sequential, attention)
+        assert isinstance(conv, nn.Conv2d)
+        top, left = (max(m // 2 - n + 1, 0) for m, n in zip(self.mask_size, x.shape[2:], strict=True))
+        bottom, right = (min(m // 2 + n, m) for m, n in zip(self.mask_size, x.shape[2:], strict=True))
+        weight = conv.weight.unflatten(0, self.mask_size)[top:bottom, left:right].flatten(0, 1)
+        others = self.absolute(F.conv2d(hidden(x), weight), top, left, right - left)
+        return self.normalised(others, direction)
+
+    def absolute(self, mask: Tensor, top: int, left: int, mask_width: int) -> Tensor:
+        """From relative offsets to positions: [b, j, i] = mask[b, offset j - i, i], 0 where the mask ends.
+
+        The mask may be a part of the whole: from row `top` and column `left` on, `mask_width` columns wide.
+        """
         height, width = mask.shape[2], mask.shape[3]
+        offsets = mask.shape[1]
         rows = torch.arange(height, device=mask.device)
         columns = torch.arange(width, device=mask.device)
-        dy = rows[:, None] - rows[None, :] + self.mask_size[0] // 2  # (h of j, h of i)
-        dx = columns[:, None] - columns[None, :] + self.mask_size[1] // 2
-        known_y = ((dy >= 0) & (dy < self.mask_size[0]))[:, None, :, None]
-        known_x = ((dx >= 0) & (dx < self.mask_size[1]))[None, :, None, :]
-        index = (dy * self.mask_size[1])[:, None, :, None] + dx[None, :, None, :]  # (h, w of j, h, w of i)
-        index = torch.where(known_y & known_x, index, self.mask_size[0] * self.mask_size[1])
+        dy = rows[:, None] - rows[None, :] + (self.mask_size[0] // 2 - top)  # (h of j, h of i)
+        dx = columns[:, None] - columns[None, :] + (self.mask_size[1] // 2 - left)
+        known_y = ((dy >= 0) & (dy < offsets // mask_width))[:, None, :, None]
+        known_x = ((dx >= 0) & (dx < mask_width))[None, :, None, :]
+        index = (dy * mask_width)[:, None, :, None] + dx[None, :, None, :]  # (h, w of j, h, w of i)
+        index = torch.where(known_y & known_x, index, offsets)
         count = height * width
         index = index.reshape(1, count, count).expand(mask.shape[0], -1, -1)
         with_zero = F.pad(mask.flatten(2), (0, 0, 0, 1))  # the last row stands for all offsets outside
