@@ -113,9 +113,8 @@ def write_pictures(task: SegmentationTask, data: Any, folder: Path, count: int) 
     for index in range(min(count, len(samples))):
         sample = samples[index]
         with torch.no_grad():
-            logits = task(sample["image"].unsqueeze(0).to(device))
             size = sample["mask"].shape
-            prediction = torch.nn.functional.interpolate(logits, size=size, mode="bilinear").argmax(1)[0]
+            prediction = task.class_scores(sample["image"].unsqueeze(0).to(device), size).argmax(1)[0]
         picture = Image.fromarray(denormalise(sample["image"], data)).resize((size[1], size[0]))
         picture.save(folder / f"{index}_image.png")
         point = query_point(sample["mask"])

@@ -7,7 +7,6 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torchmetrics.classification import MulticlassConfusionMatrix
@@ -15,6 +14,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 from segvid.backbones.base import Backbone
 from segvid.errors import UserError
 from segvid.segmentation.heads.base import SegmentationHead
+from segvid.segmentation.inference import Inference, class_scores, resize
 from segvid.segmentation.losses import CrossEntropy, SegmentationLoss
 from segvid.segmentation.metrics import SegmentationScores, confusion_matrix, scores
 from segvid.segmentation.schedule import PolyLR
@@ -43,6 +43,7 @@ class SegmentationTask(LightningModule):
         lr_interval: "step" or "epoch", when the schedule advances.
         head_lr_multiplier: learning rate of the heads over that of the backbone.
         decay_norm_and_bias: also apply weight decay to norms and biases.
+        inference: how an image is evaluated: whole, in windows, at several scales.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class SegmentationTask(LightningModule):
         lr_interval: str = "step",
         head_lr_multiplier: float = 1.0,
         decay_norm_and_bias: bool = False,
+        inference: Inference = Inference(),  # noqa: B008 - frozen
     ) -> None:
         super().__init__()
         if _given_hyperparameters.get() is not None:
@@ -80,6 +82,7 @@ class SegmentationTask(LightningModule):
         self.lr_interval = lr_interval
         self.head_lr_multiplier = head_lr_multiplier
         self.decay_norm_and_bias = decay_norm_and_bias
+        self.inference = inference
         self.confusion = nn.ModuleDict({"val": confusion_matrix(num_classes), "test": confusion_matrix(num_classes)})
         self.scores: dict[str, SegmentationScores] = {}
         self.confusion_counts: dict[str, Tensor] = {}
@@ -109,6 +112,10 @@ class SegmentationTask(LightningModule):
     def forward(self, image: Tensor) -> Tensor:
         """Logits at image size, (B, 3, H, W) -> (B, num_classes, H, W)."""
         return resize(self.head(self.backbone(image)), image.shape[-2:])
+
+    def class_scores(self, image: Tensor, size: Sequence[int]) -> Tensor:
+        """Scores of the classes at any size, by the way set in `inference`: (B, 3, H, W) -> (B, num_classes, *size)."""
+        return class_scores(lambda x: self.head(self.backbone(x)), image, size, self.inference)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """The weighted sum of the losses of all supervised maps."""
@@ -146,7 +153,7 @@ class SegmentationTask(LightningModule):
 
     def _evaluate(self, batch: dict[str, Tensor], stage: str) -> dict[str, Tensor]:
         mask = batch["mask"]
-        logits = resize(self.head(self.backbone(batch["image"])), mask.shape[-2:])
+        logits = self.class_scores(batch["image"], mask.shape[-2:])
         prediction = logits.argmax(dim=1)
         self._metric(stage).update(prediction, mask)
         self.log(f"{stage}/loss", self.loss(logits, mask), batch_size=len(mask), sync_dist=True)
@@ -204,11 +211,6 @@ class SegmentationTask(LightningModule):
         if total == float("inf"):
             raise UserError("The polynomial schedule needs an end: set trainer.max_steps or trainer.max_epochs.")
         return int(total)
-
-
-def resize(logits: Tensor, size: Sequence[int]) -> Tensor:
-    """Bilinear, align_corners=False: (B, C, h, w) -> (B, C, *size)."""
-    return F.interpolate(logits, size=list(size), mode="bilinear", align_corners=False)
 
 
 def split_parameters(module: nn.Module, decay_norm_and_bias: bool) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
