@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-from jsonargparse import set_parsing_settings
+import yaml
+from jsonargparse import get_loader, set_loader, set_parsing_settings
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, RichProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -35,6 +36,8 @@ from segvid.segmentation.task import SegmentationTask
 # What a config may name. Everything else is refused before it is imported: a config is data, not a program.
 ALLOWED_PACKAGES = ["segvid", "lightning", "pytorch_lightning", "torch", "torchmetrics"]
 
+
+load_yaml = get_loader("yaml")
 
 # Warnings that tell a user of this program nothing; each would come with every run.
 IRRELEVANT = [
@@ -231,9 +234,15 @@ def run(command: str, words: Sequence[str]) -> int:
     return 0
 
 
+def load_value(text: str) -> Any:
+    """A value of the command line; jsonargparse hands a nested `null` over to its own parsers as the text "None"."""
+    return None if text.strip() == "None" else load_yaml(text)
+
+
 def prepare() -> None:
     """Settings of the process: what configs may import, float32 precision, which warnings are not worth a line."""
     set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=ALLOWED_PACKAGES)
+    set_loader("yaml", load_value, (yaml.YAMLError,))
     torch.set_float32_matmul_precision("high")
     for message in IRRELEVANT:
         warnings.filterwarnings("ignore", message=message)

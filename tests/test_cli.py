@@ -284,6 +284,29 @@ def test_a_misspelt_key_in_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "Did you mean head" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "option",
+    [
+        "--model.init_args.inference.window=null",
+        "--model.init_args.backbone.init_args.weights=null",
+        "--model.init_args.inference.stride=None",
+    ],
+)
+def test_null_on_the_command_line_is_none_at_any_depth(
+    option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """jsonargparse 4.53 hands a nested null over as the text "None"."""
+    (tmp_path / "more.yaml").write_text(
+        "model: {class_path: SegmentationTask, init_args: {inference: {window: [8, 8], stride: [4, 4]},"
+        " backbone: {class_path: ResNet, init_args: {name: resnet18, weights: imagenet}}}}\n"
+    )
+    assert main(["fit", *words("danet"), "--config", str(tmp_path / "more.yaml"), option, "--print_config"]) == 0
+    arguments = yaml.safe_load(capsys.readouterr().out)["model"]["init_args"]
+    key = option.split("=")[0].split(".")[-1]
+    found = arguments["backbone"]["init_args"] if key == "weights" else arguments["inference"]
+    assert found[key] is None
+
+
 def test_debug_shows_the_trace(tmp_path: Path) -> None:
     with pytest.raises(Exception, match="DANetHed"):
         main(["fit", *words(), "--model.init_args.head", "DANetHed", "--debug"])

@@ -6,11 +6,6 @@ from torch import Tensor, nn
 from segvid.errors import UserError
 
 
-def weights_asked_for(weights: str | None) -> str | None:
-    """The weights, or None for none: jsonargparse hands a `null` of the command line over as the text 'None'."""
-    return None if weights in (None, "None", "none", "null") else weights
-
-
 class Backbone(nn.Module):
     """Image to a list of feature maps, finest first. A subclass calls `measure` at the end of its `__init__`.
 

@@ -13,7 +13,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from segvid.backbones.base import Backbone, weights_asked_for
+from segvid.backbones.base import Backbone
 from segvid.errors import UserError
 
 
@@ -53,7 +53,6 @@ class ResNet(Backbone):
             near = timm.list_models(f"*{family[:8]}*")[:5]
             near = timm.list_models(family + ".*", pretrained=True)[:5] or near
             raise UserError(f"timm has no ResNet named {name!r}. Near it: {', '.join(near) or 'nothing'}.")
-        weights = weights_asked_for(weights)
         if output_stride not in (8, 16, 32):
             raise UserError(f"output_stride is {output_stride}; a ResNet gives 8, 16 or 32.")
         try:

@@ -3,7 +3,7 @@
 import segmentation_models_pytorch as smp
 from torch import Tensor
 
-from segvid.backbones.base import Backbone, weights_asked_for
+from segvid.backbones.base import Backbone
 from segvid.errors import UserError
 
 
@@ -28,7 +28,7 @@ class SMPEncoder(Backbone):
         super().__init__()
         try:
             self.body = smp.encoders.get_encoder(
-                name, in_channels=in_channels, depth=5, weights=weights_asked_for(weights), output_stride=output_stride
+                name, in_channels=in_channels, depth=5, weights=weights, output_stride=output_stride
             )
         except Exception as error:
             raise UserError(

@@ -154,12 +154,6 @@ def test_a_file_of_weights_is_data_not_a_program(tmp_path: Path) -> None:
         ResNet("resnet18", weights=str(tmp_path / "evil.pth"))
 
 
-@pytest.mark.parametrize("text", ["None", "null"])
-def test_null_from_the_command_line_is_no_file(text: str) -> None:
-    assert ResNet("resnet18", weights=text).strides == (4, 8, 8, 8)
-    assert SMPEncoder("mobilenet_v2", weights=text).strides == (4, 8, 16, 16)
-
-
 def test_pretrained_weights_without_a_network_are_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     create = timm.create_model
 
