@@ -14,7 +14,8 @@ usage: segvid <command> [options]          (lightning <command> and python -m se
   test       evaluate on the test split, likewise
   resume     go on with a training that was stopped:  segvid resume RUN [options of fit]
   compare    train and evaluate several heads, and report:  segvid compare --config configs/compare/quickstart.yaml
-  attention  where a head looks:  segvid attention --ckpt RUN/checkpoints/last.ckpt --image PICTURE --point 120,80
+  predict    classes of images, folders and videos:  segvid predict --ckpt_path RUN/checkpoints/best.ckpt photos/
+  attention  where a head looks:  segvid attention --ckpt_path RUN/checkpoints/last.ckpt --image PICTURE --point 120,80
 
   segvid <command> --help     its options; --print_config prints the whole configuration
   --debug                     (anywhere) show the stack trace of an error
@@ -49,6 +50,10 @@ def main(args: Sequence[str] | None = None) -> int:
             from segvid.show_attention import show_attention
 
             return show_attention(rest)
+        if command == "predict":
+            from segvid.predict import predict
+
+            return predict(rest)
         if command in ("fit", "validate", "test", "resume"):
             os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
             from segvid.training import run

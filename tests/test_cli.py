@@ -16,42 +16,10 @@ from segvid.cli import main
 from segvid.data import DigitScenes
 from segvid.segmentation.heads import CCNetHead, DANetHead
 from segvid.segmentation.task import SegmentationTask
+from tests.small_runs import RECIPE, UNEQUAL, words
 
-ROOT = Path(__file__).parent.parent
-RECIPE = str(ROOT / "configs/segmentation/recipes/digits.yaml")
-HEADS = ROOT / "configs/segmentation/heads"
-TINY = [
-    "--data.init_args.train_scenes=32",
-    "--data.init_args.val_scenes=8",
-    "--data.init_args.batch_size=4",
-    "--data.init_args.eval_batch_size=4",
-    "--data.init_args.size=48",
-    "--data.init_args.digits=2",
-    "--model.init_args.backbone.init_args.widths=[4,6,8]",
-]
-
-
-# Background counts little, so that a few steps predict more than background: else all weights have the same figures.
-UNEQUAL = [
-    "--model.init_args.loss.init_args.class_weights=[0.01,1,1,1,1,1,1,1,1,1,1]",
-    "--model.init_args.optimizer.init_args.lr=0.02",
-    "--model.init_args.lr_scheduler.init_args.warmup_steps=0",
-]
 # The first validation is the best, whatever comes after.
 FIRST_IS_BEST = ["--checkpoint.monitor=epoch", "--checkpoint.mode=min"]
-
-
-def words(head: str = "danet") -> list[str]:
-    return ["--config", RECIPE, "--config", str(HEADS / f"{head}.yaml"), *TINY]
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a short training of CCNet with recurrence 2."""
-    root = tmp_path_factory.mktemp("runs")
-    options = ["--trainer.max_epochs=2", "--trainer.check_val_every_n_epoch=1", "--trainer.log_every_n_steps=1"]
-    assert main(["fit", *words("ccnet"), *UNEQUAL, *options, f"--trainer.default_root_dir={root}"]) == 0
-    return root / "DigitScenes-CCNetHead" / "version_0"
 
 
 def test_a_run_is_one_folder(run: Path) -> None:
@@ -358,7 +326,7 @@ def test_where_a_trained_head_looks(run: Path, tmp_path: Path, capsys: pytest.Ca
     data = torch.load(checkpoint, weights_only=True)["data"]
     assert data["mean"] == (0.5, 0.5, 0.5)
     assert data["std"] == (0.25, 0.25, 0.25)
-    options = ["attention", "--ckpt", str(checkpoint), "--image", str(scene)]
+    options = ["attention", "--ckpt_path", str(checkpoint), "--image", str(scene)]
     assert main([*options, "--point", "50,10", "--output", str(tmp_path / "one.png")]) == 0
     assert main([*options, "--all", "--output", str(tmp_path / "new/all.png")]) == 0
     one, sheet = (Image.open(tmp_path / name) for name in ("one.png", "new/all.png"))
@@ -373,8 +341,8 @@ def test_where_a_trained_head_looks(run: Path, tmp_path: Path, capsys: pytest.Ca
     [
         (["--point", "60,10"], "lies outside the image of 60 x 48"),
         (["--point", "left"], "column and row"),
-        (["--ckpt", "nowhere.ckpt"], "no checkpoint nowhere.ckpt"),
-        (["--ckpt", __file__], "is no checkpoint of a segvid training"),
+        (["--ckpt_path", "nowhere.ckpt"], "no checkpoint nowhere.ckpt"),
+        (["--ckpt_path", __file__], "is no checkpoint of a segvid training"),
         (["--image", "nowhere.png"], "no image nowhere.png"),
         (["--pont", "1,1"], "--pont"),
     ],
@@ -384,7 +352,7 @@ def test_mistakes_of_attention_are_one_sentence(
 ) -> None:
     scene = tmp_path / "scene.png"
     Image.new("RGB", (60, 48)).save(scene)
-    usual = ["--ckpt", str(run / "checkpoints" / "last.ckpt"), "--image", str(scene)]
+    usual = ["--ckpt_path", str(run / "checkpoints" / "last.ckpt"), "--image", str(scene)]
     assert main(["attention", *usual, *options, "--output", str(tmp_path / "a.png")]) == 1
     error = capsys.readouterr().err
     assert said in error
