@@ -57,7 +57,7 @@ def test_recomputation_does_not_raise_the_bound(benchmark: ModuleType) -> None:
 
 
 def test_a_batch_norm_on_a_pooled_map_takes_two_samples(benchmark: ModuleType) -> None:
-    for head, batch in (("FCNHead", 1), ("PSPNetHead", 2)):
+    for head, batch in (("FCNHead", 1), ("PSPNetHead", 2), ("BeyondGridsHead", 1)):
         assert benchmark.smallest_batch([benchmark.Case("ours", head, 8, "train")]) == batch
 
 
