@@ -14,6 +14,7 @@ usage: segvid <command> [options]          (lightning <command> and python -m se
   test       evaluate on the test split, likewise
   resume     go on with a training that was stopped:  segvid resume RUN [options of fit]
   compare    train and evaluate several heads, and report:  segvid compare --config configs/compare/quickstart.yaml
+  data       check a data set, weigh its classes:  segvid data check --config RECIPE.yaml, segvid data weights ...
   predict    classes of images, folders and videos:  segvid predict --ckpt_path RUN/checkpoints/best.ckpt photos/
   attention  where a head looks:  segvid attention --ckpt_path RUN/checkpoints/last.ckpt --image PICTURE --point 120,80
 
@@ -54,6 +55,10 @@ def main(args: Sequence[str] | None = None) -> int:
             from segvid.predict import predict
 
             return predict(rest)
+        if command == "data":
+            from segvid.data_command import data_command
+
+            return data_command(rest)
         if command in ("fit", "validate", "test", "resume"):
             os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
             from segvid.training import run

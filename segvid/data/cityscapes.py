@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from segvid.data.reading import IGNORED, UNKNOWN, Array, DataError
+from segvid.data.reading import IGNORED, UNKNOWN, Array
 from segvid.data.segmentation import Pair, SegmentationDataModule
 from segvid.errors import UserError
 
@@ -69,6 +69,8 @@ class Cityscapes(SegmentationDataModule):
         loading: see `SegmentationDataModule`.
     """
 
+    mask_hint = "Unpack gtFine_trainvaltest.zip again."
+
     def __init__(self, root: str = "data/cityscapes", **loading: Any) -> None:
         self.class_names = list(CLASS_NAMES)
         self.palette = list(PALETTE)
@@ -83,16 +85,14 @@ class Cityscapes(SegmentationDataModule):
         """
         self._check_root()
 
-    def pairs(self, split: str) -> list[Pair]:
-        """The files of "train", "val" or "test" (the public masks of test are empty).
+    def files(self, split: str) -> tuple[list[Pair], list[Path]]:
+        """The files of "train", "val" or "test" (the public masks of test are empty), and masks without an image.
 
         Raises:
             UserError: the data set or the split is missing.
-            DataError: an image has no mask.
         """
         self._check_root()
         images = sorted((self.root / "leftImg8bit" / split).glob("*/*_leftImg8bit.png"))
-        masks = set((self.root / "gtFine" / split).glob("*/*_gtFine_labelIds.png"))
         if not images:
             raise UserError(
                 f"Cityscapes has no images *_leftImg8bit.png in {self.root / 'leftImg8bit' / split}/<city>."
@@ -100,11 +100,9 @@ class Cityscapes(SegmentationDataModule):
         pairs = []
         for image in images:
             name = image.name.replace("_leftImg8bit.png", "_gtFine_labelIds.png")
-            mask = self.root / "gtFine" / split / image.parent.name / name
-            if mask not in masks:
-                raise DataError(mask, f"there is no such mask for {image}. Unpack gtFine_trainvaltest.zip again.")
-            pairs.append(Pair(image, mask))
-        return pairs
+            pairs.append(Pair(image, self.root / "gtFine" / split / image.parent.name / name))
+        masks = (self.root / "gtFine" / split).glob("*/*_gtFine_labelIds.png")
+        return pairs, sorted(set(masks) - {pair.mask for pair in pairs})
 
     def label_table(self) -> Array:
         """Label id to train id; ids that are not evaluated are ignored, ids above 33 unknown."""

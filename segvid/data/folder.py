@@ -36,6 +36,8 @@ class FolderSegmentation(SegmentationDataModule):
         UserError: there are no class names, or `classes.yaml` is wrong.
     """
 
+    mask_hint = "Add it, or correct data.init_args.mask_suffix."
+
     def __init__(
         self,
         root: str,
@@ -72,33 +74,35 @@ class FolderSegmentation(SegmentationDataModule):
         """
         self._check_root()
 
-    def pairs(self, split: str) -> list[Pair]:
-        """The files of a split, in the order of their names.
+    def files(self, split: str) -> tuple[list[Pair], list[Path]]:
+        """The files of a split, in the order of their names, and the masks that belong to no image.
 
         Raises:
             UserError: the split has no folder.
-            DataError: an image has no mask.
         """
         self._check_root()
         folder = self.images / split
         if not folder.is_dir():
             raise UserError(f"There is no folder {folder} with the images of the split {split!r}.")
         pairs = []
-        for image in sorted(folder.rglob("*")):
+        for image in _visible(folder, IMAGE_ENDINGS):
             inside = image.relative_to(folder)
-            if image.suffix.lower() not in IMAGE_ENDINGS or any(part.startswith(".") for part in inside.parts):
-                continue
-            mask = self.masks / split / inside.with_name(inside.stem + self.mask_suffix)
-            if not mask.is_file():
-                raise DataError(
-                    mask, f"there is no such mask for {image}. Add it, or correct data.init_args.mask_suffix."
-                )
-            pairs.append(Pair(image, mask))
-        return pairs
+            pairs.append(Pair(image, self.masks / split / inside.with_name(inside.stem + self.mask_suffix)))
+        masks = _visible(self.masks / split, IMAGE_ENDINGS) if (self.masks / split).is_dir() else []
+        return pairs, sorted(set(masks) - {pair.mask for pair in pairs})
 
     def _check_root(self) -> None:
         if not self.root.is_dir():
             raise UserError(f"There is no folder {self.root}: correct data.init_args.root.")
+
+
+def _visible(folder: Path, endings: tuple[str, ...]) -> list[Path]:
+    """Files below the folder with one of the endings, without those that are hidden."""
+    return [
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.suffix.lower() in endings and not any(p.startswith(".") for p in path.relative_to(folder).parts)
+    ]
 
 
 def _read_classes(path: Path) -> tuple[list[str] | None, list[tuple[int, int, int]] | None]:

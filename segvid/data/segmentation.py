@@ -129,7 +129,7 @@ def collate(samples: list[Sample]) -> dict[str, Any]:
 class SegmentationDataModule(LightningDataModule):
     """Loaders of one data set, and what the rest of the program must know of it.
 
-    A subclass sets `class_names` and `palette` before `super().__init__`, and gives `pairs(split)`, or overrides
+    A subclass sets `class_names` and `palette` before `super().__init__`, and gives `files(split)`, or overrides
     `dataset`. Nothing is read in `__init__`.
 
     Args:
@@ -147,6 +147,7 @@ class SegmentationDataModule(LightningDataModule):
     class_names: list[str]
     palette: list[tuple[int, int, int]]
     ignore_index: int = IGNORED
+    mask_hint: str = "Add it."  # what to do about a mask that is not there
 
     def __init__(
         self,
@@ -180,9 +181,22 @@ class SegmentationDataModule(LightningDataModule):
         """Number of classes, the ignored label not counted."""
         return len(self.class_names)
 
-    def pairs(self, split: str) -> list[Pair]:
-        """The files of a split."""
+    def files(self, split: str) -> tuple[list[Pair], list[Path]]:
+        """Images of a split with the masks that belong to them, there or not, and masks that belong to no image."""
         raise NotImplementedError
+
+    def pairs(self, split: str) -> list[Pair]:
+        """The files of a split, in the order of the data set.
+
+        Raises:
+            UserError: the data set or the split is missing.
+            DataError: an image has no mask.
+        """
+        pairs, _ = self.files(split)
+        for pair in pairs:
+            if not pair.mask.is_file():
+                raise DataError(pair.mask, f"there is no such mask for {pair.image}. {self.mask_hint}")
+        return pairs
 
     def label_table(self) -> Array:
         """Label id in the mask files to class index; the ids are the indices unless a subclass knows better."""

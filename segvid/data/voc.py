@@ -70,6 +70,8 @@ class VOC(SegmentationDataModule):
         loading: see `SegmentationDataModule`.
     """
 
+    mask_hint = "Unpack the archive again."
+
     def __init__(
         self, root: str = "data/VOC", *, augmented: bool = True, download: bool = False, **loading: Any
     ) -> None:
@@ -97,7 +99,7 @@ class VOC(SegmentationDataModule):
                 self._unpack(SBD_ARCHIVE, self._sbd_missing())
             self._convert_sbd()
 
-    def pairs(self, split: str) -> list[Pair]:
+    def files(self, split: str) -> tuple[list[Pair], list[Path]]:
         """The files of "train", "val" or "trainval"; train includes SBD if `augmented`.
 
         Raises:
@@ -113,7 +115,7 @@ class VOC(SegmentationDataModule):
             if names is None:
                 raise self._sbd_missing()
             pairs += [self._pair(name, self.augmented_masks.name) for name in names]
-        return pairs
+        return pairs, []
 
     def _pair(self, name: str, masks: str) -> Pair:
         return Pair(self.folder / "JPEGImages" / f"{name}.jpg", self.folder / masks / f"{name}.png")

@@ -280,4 +280,4 @@ def test_palette_and_names_must_agree() -> None:
     with pytest.raises(UserError, match="2 class names, but 1 colours"):
         Broken()
     with pytest.raises(NotImplementedError):
-        SegmentationDataModule.pairs(FolderSegmentation("nowhere", class_names=["a"]), "train")
+        SegmentationDataModule.files(FolderSegmentation("nowhere", class_names=["a"]), "train")

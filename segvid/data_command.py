@@ -1,0 +1,155 @@
+"""The commands `segvid data check` and `segvid data weights`."""
+
+import argparse
+import json
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from segvid.data.check import DataReport, check, class_weights
+from segvid.data.segmentation import SegmentationDataModule
+from segvid.errors import UserError
+
+USAGE = """\
+usage: segvid data check --config RECIPE [--data.init_args.root ...] [--output check.json]
+       segvid data weights --config RECIPE [--method median_frequency|inverse_log]
+
+  check    reads every file of the splits; names missing, damaged and mismatched files, unknown label ids, empty and
+           overlapping splits; exit code 1 if anything is wrong
+  weights  class weights for a loss from the pixel counts of the training split
+"""
+SHOWN = 30  # faults in the terminal; all are in --output
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, with errors as `UserError`."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raises what argparse would print."""
+        raise UserError(f"{message}. See segvid data --help.")
+
+
+def data_command(words: Sequence[str]) -> int:
+    """Runs `check` or `weights`; returns the exit code."""
+    if not words or words[0] in ("-h", "--help"):
+        print(USAGE, end="")
+        return 0 if words else 2
+    if words[0] not in ("check", "weights"):
+        raise UserError(f"there is no command 'data {words[0]}'; use data check or data weights.")
+    parser = Parser(prog=f"segvid data {words[0]}", add_help=False)
+    parser.add_argument("-h", "--help", action="store_true")
+    parser.add_argument("--config", type=Path, action="append", default=[])
+    if words[0] == "check":
+        parser.add_argument("--output", type=Path)
+    else:
+        parser.add_argument("--method", choices=("median_frequency", "inverse_log"), default="median_frequency")
+    options, rest = parser.parse_known_args(words[1:])
+    if options.help:
+        print(USAGE, end="")
+        return 0
+    data = data_of(options.config, rest)
+    console = Console(markup=False)
+    data.prepare_data()
+    if words[0] == "weights":
+        report = read(data, ["train"], console)
+        if report.faults:
+            raise UserError(f"{report.faults[0]} Run segvid data check.")
+        weights = class_weights(report.splits[0].pixels, options.method)
+        for name, weight in zip(data.class_names, weights, strict=True):
+            console.print(f"{name}: {weight:.4f}", highlight=False)
+        numbers = ",".join(f"{weight:.4f}" for weight in weights)
+        console.print(f"--model.init_args.loss.init_args.class_weights=[{numbers}]", highlight=False, soft_wrap=True)
+        return 0
+    report = read(data, list(dict.fromkeys(("train", "val", data.test_split))), console)
+    show(report, console)
+    if options.output is not None:
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        options.output.write_text(json.dumps(report.asdict(), indent=1) + "\n")
+    return 1 if report.faults else 0
+
+
+def data_of(configs: Sequence[Path], rest: Sequence[str]) -> SegmentationDataModule:
+    """The data module that the `data` parts of the configurations and the options describe.
+
+    Raises:
+        UserError: a file is missing or wrong, no data set is named, or it is one without files.
+    """
+    from segvid.training import Parser as ConfigParser
+    from segvid.training import prepare
+
+    prepare()
+    parser = ConfigParser()
+    parser.add_argument("--config", action="config")
+    parser.add_lightning_class_args(SegmentationDataModule, "data", subclass_mode=True, required=False)
+    words = []
+    with tempfile.TemporaryDirectory() as folder:
+        for index, config in enumerate(configs):
+            if not config.is_file():
+                raise UserError(f"there is no file {config} (--config).")
+            try:
+                content = yaml.safe_load(config.read_text())
+            except yaml.YAMLError as error:
+                raise UserError(f"{config} is not YAML that can be read ({' '.join(str(error).split())}).") from error
+            if isinstance(content, dict) and "data" in content:
+                part = Path(folder) / f"{index}.yaml"
+                part.write_text(yaml.safe_dump({"data": content["data"]}))
+                words += ["--config", str(part)]
+        options = parser.parse_args([*words, *rest])
+    if options.get("data") is None:
+        raise UserError("no data set is named: give a recipe, --config configs/segmentation/recipes/voc.yaml.")
+    data = parser.instantiate(options)["data"]
+    assert isinstance(data, SegmentationDataModule)
+    if type(data).files is SegmentationDataModule.files:
+        raise UserError(f"{type(data).__name__} generates its samples: there are no files to read.")
+    return data
+
+
+def read(data: SegmentationDataModule, splits: Sequence[str], console: Console) -> DataReport:
+    """Checks the splits behind a progress bar."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        bars: dict[str, Any] = {}
+
+        def advance(split: str, total: int) -> None:
+            if split not in bars:
+                bars[split] = progress.add_task(split, total=total)
+            progress.advance(bars[split])
+
+        return check(data, splits, advance)
+
+
+def show(report: DataReport, console: Console) -> None:
+    """Prints the tables, and the faults."""
+    table = Table(title="Splits")
+    for column in ("split", "images", "sizes (width x height)", "labelled pixels", "ignored"):
+        table.add_column(column, justify="left" if column == "split" else "right")
+    for split in report.splits:
+        common = [f"{width} x {height} ({count})" for (height, width), count in split.sizes.most_common(3)]
+        more = f" and {len(split.sizes) - 3} more" if len(split.sizes) > 3 else ""
+        labelled = int(split.pixels.sum())
+        ignored = f"{100 * split.ignored / max(labelled + split.ignored, 1):.1f} %"
+        table.add_row(split.name, str(split.images), ", ".join(common) + more, f"{labelled:,}", ignored)
+    console.print(table)
+    table = Table(title="Share of the labelled pixels, %")
+    table.add_column("class")
+    for split in report.splits:
+        table.add_column(split.name, justify="right")
+    for index, name in enumerate(report.class_names):
+        shares = [100 * s.pixels[index] / max(int(s.pixels.sum()), 1) for s in report.splits]
+        never = "never"
+        table.add_row(
+            name,
+            *(f"{p:.3f}" if s.pixels[index] else never for p, s in zip(shares, report.splits, strict=True)),
+        )
+    console.print(table)
+    for fault in report.faults[:SHOWN]:
+        console.print(f"error: {fault}", highlight=False, soft_wrap=True)
+    if len(report.faults) > SHOWN:
+        console.print(f"... and {len(report.faults) - SHOWN} more; --output FILE.json holds all of them.")
+    console.print(f"{len(report.faults)} errors." if report.faults else "No errors.", highlight=False)
