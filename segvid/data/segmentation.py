@@ -3,16 +3,17 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import Any
 
 import cv2
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from segvid.data.evaluation import EvaluationSampler, FilledDataset
 from segvid.data.reading import IGNORED, Array, DataError, identity_table, map_labels, read_image, read_mask
+from segvid.data.sample import Sample
 from segvid.data.transforms import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -24,18 +25,6 @@ from segvid.data.transforms import (
 from segvid.errors import UserError
 
 __all__ = ["Augmentation", "Pair", "PairDataset", "Sample", "SegmentationDataModule", "collate"]
-
-
-class Sample(TypedDict):
-    """One image with its mask: `image` (3, H, W) float, `mask` (H', W') int64 with 255 ignored, `name` of the image.
-
-    `distance` (H', W') float, where a data set knows it: how far, in pixels, lies what decides the label; -1 elsewhere.
-    """
-
-    image: Tensor
-    mask: Tensor
-    name: NotRequired[str]
-    distance: NotRequired[Tensor]
 
 
 @dataclass(frozen=True)
@@ -242,10 +231,16 @@ class SegmentationDataModule(LightningDataModule):
         return self._loader(self.dataset(self.test_split, augmented=False), self.eval_batch_size, training=False)
 
     def _loader(self, dataset: Dataset[Sample], batch_size: int, *, training: bool) -> DataLoader[Sample]:
+        sampler = None  # in training Lightning puts a distributed one in
+        if not training and self.trainer is not None and self.trainer.world_size > 1:
+            processes, rank = self.trainer.world_size, self.trainer.global_rank
+            sampler = EvaluationSampler(dataset, num_replicas=processes, rank=rank)
+            dataset = FilledDataset(dataset)
         return DataLoader(
             dataset,
             batch_size=batch_size,
             shuffle=training,
+            sampler=sampler,
             drop_last=training,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,

@@ -2,12 +2,13 @@
 
 import csv
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
+
+from segvid.segmentation.pictures import run_folder
 
 BIN = 8.0  # pixels
 
@@ -108,8 +109,8 @@ class DistanceAccuracy(Callback):
         self.bins = [
             DistanceBin(BIN * index, int(n), r / n) for index, (r, n) in enumerate(zip(right, pixels, strict=True)) if n
         ]
-        if trainer.is_global_zero and trainer.log_dir is not None:
-            folder = Path(trainer.log_dir)
+        folder = run_folder(trainer)
+        if trainer.is_global_zero and folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
             with (folder / f"{stage}_distance.csv").open("w", newline="") as file:
                 writer = csv.writer(file)

@@ -58,8 +58,9 @@ class PredictionPanels(Callback):
             return
         width = max(row.shape[1] for row in rows)
         sheet = np.concatenate([np.pad(r, ((0, 4), (0, width - r.shape[1]), (0, 0))) for r in rows])
-        if trainer.log_dir is not None:
-            folder = Path(trainer.log_dir) / "panels"
+        folder = run_folder(trainer)
+        if folder is not None:
+            folder = folder / "panels"
             folder.mkdir(parents=True, exist_ok=True)
             Image.fromarray(sheet).save(folder / f"step_{trainer.global_step:07d}.png")
         for logger in trainer.loggers:
@@ -123,3 +124,11 @@ def datamodule(trainer: Trainer) -> SegmentationDataModule:
     data = trainer.datamodule  # type: ignore[attr-defined]
     assert isinstance(data, SegmentationDataModule)
     return data
+
+
+def run_folder(trainer: Trainer) -> Path | None:
+    """The folder of the run. One process alone may ask: `trainer.log_dir` waits until all have asked."""
+    for logger in trainer.loggers:
+        place = getattr(logger, "log_dir", None) or logger.save_dir
+        return None if place is None else Path(place)
+    return Path(trainer.default_root_dir)

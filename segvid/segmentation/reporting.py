@@ -3,7 +3,6 @@
 import csv
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -12,7 +11,7 @@ from rich.table import Table
 
 from segvid.segmentation.clock import peak_memory_mb, training_clock
 from segvid.segmentation.metrics import SegmentationScores
-from segvid.segmentation.pictures import datamodule, draw_confusion
+from segvid.segmentation.pictures import datamodule, draw_confusion, run_folder
 from segvid.segmentation.task import SegmentationTask
 
 
@@ -67,9 +66,9 @@ class EvaluationReport(Callback):
         names = datamodule(trainer).class_names
         result = task.scores[stage]
         self.console.print(class_table(result, names, stage))
-        if trainer.log_dir is None:
+        folder = run_folder(trainer)
+        if folder is None:
             return
-        folder = Path(trainer.log_dir)
         folder.mkdir(parents=True, exist_ok=True)
         counts = task.confusion_counts[stage]
         step = self.step if stage == "val" else trainer.global_step

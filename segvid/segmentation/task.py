@@ -9,9 +9,11 @@ from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from segvid.backbones.base import Backbone
+from segvid.data.reading import IGNORED
 from segvid.errors import UserError
 from segvid.segmentation.heads.base import SegmentationHead
 from segvid.segmentation.inference import Inference, class_scores, resize
@@ -84,6 +86,7 @@ class SegmentationTask(LightningModule):
         self.decay_norm_and_bias = decay_norm_and_bias
         self.inference = inference
         self.confusion = nn.ModuleDict({"val": confusion_matrix(num_classes), "test": confusion_matrix(num_classes)})
+        self.losses = nn.ModuleDict({"val": MeanMetric(), "test": MeanMetric()})
         self.scores: dict[str, SegmentationScores] = {}
         self.confusion_counts: dict[str, Tensor] = {}
 
@@ -156,7 +159,8 @@ class SegmentationTask(LightningModule):
         logits = self.class_scores(batch["image"], mask.shape[-2:])
         prediction = logits.argmax(dim=1)
         self._metric(stage).update(prediction, mask)
-        self.log(f"{stage}/loss", self.loss(logits, mask), batch_size=len(mask), sync_dist=True)
+        counted = (mask != IGNORED).flatten(1).any(dim=1).sum()  # samples that only fill up a round count nowhere
+        cast(MeanMetric, self.losses[stage]).update(self.loss(logits, mask), counted)
         return {"prediction": prediction}
 
     def _metric(self, stage: str) -> MulticlassConfusionMatrix:
@@ -172,12 +176,16 @@ class SegmentationTask(LightningModule):
 
     def _finish_evaluation(self, stage: str) -> None:
         metric = self._metric(stage)
+        mean = cast(MeanMetric, self.losses[stage])
         counts: Tensor = metric.compute().cpu()
+        loss = mean.compute()
         metric.reset()
+        mean.reset()
         if self.trainer.sanity_checking:
             return  # a few batches of an untrained model are no result
         self.confusion_counts[stage] = counts
         self.scores[stage] = scores(self.confusion_counts[stage])
+        self.log(f"{stage}/loss", loss, rank_zero_only=False, sync_dist=False)
         for name, value in self.scores[stage].means().items():
             self.log(f"{stage}/{name}", value, prog_bar=name == "mIoU", rank_zero_only=False, sync_dist=False)
 
