@@ -67,7 +67,7 @@ def section_lines(section: Section) -> list[str]:
         body += [*(f"<th>{html.escape(row['name'])}</th>" for row in rows), "</tr>"]
         for index, name in enumerate(rows[0]["class_names"]):
             values = [row["iou"][index] for row in rows]
-            top = max((v for v in values if v is not None), default=None)
+            top = max((v for v in values if v), default=None)  # 0 is no best
             body.append(f"<tr><td>{html.escape(name)}</td>")
             for value in values:
                 mark = ' class="best"' if value is not None and value == top else ""

@@ -105,13 +105,14 @@ def execute(spec: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def write_pictures(task: SegmentationTask, data: Any, folder: Path, count: int) -> None:
-    """The first validation images, their masks and what the head predicts, as PNGs (masks as class indices)."""
+    """Validation images from all over the split, their masks and what the head predicts (masks as class indices)."""
     folder.mkdir(parents=True, exist_ok=True)
     samples = data.dataset("val", augmented=False)
     device = next(task.parameters()).device
     task.eval()
-    for index in range(min(count, len(samples))):
-        sample = samples[index]
+    shown = min(count, len(samples))  # neighbours are often frames of one drive
+    for index in range(shown):
+        sample = samples[index * len(samples) // shown]
         with torch.no_grad():
             size = sample["mask"].shape
             prediction = task.class_scores(sample["image"].unsqueeze(0).to(device), size).argmax(1)[0]

@@ -60,7 +60,7 @@ def main_table(results: dict[str, Any], hidden: tuple[str, ...] = ()) -> tuple[l
         for row, section in zip(rows, sections, strict=True):
             finished = [r["mIoU"] for r in section if r["status"] == "done"]
             best.append(row["status"] == "done" and row["mIoU"] == max(finished))
-            reason = f"{row['status']}: {row.get('reason') or ''}"
+            reason = f"{row['status']}: {row['reason']}" if row.get("reason") else row["status"]
             scores.append(cell(row, *MIOU) if row["status"] == "done" else reason)
         known = next((row for row in rows if row["status"] == "done"), None)
         figures = [] if known is None else [cell(known, *c) for c in shown]
