@@ -68,6 +68,15 @@ def test_commands_of_the_readme_run(newcomer: Path) -> None:
             Image.new("RGB", (64, 64), (90, 120, 40)).save(image)
             assert main([*words[1:], "--output", "attention.png"]) == 0, line
             assert (newcomer / "attention.png").is_file()
+        elif words[:2] == ["segvid", "data"]:
+            ran += 1
+            assert main(words[1:]) == 0, line
+        elif words[:2] == ["segvid", "predict"]:
+            ran += 1
+            (newcomer / "photos").mkdir()
+            Image.new("RGB", (64, 48), (90, 120, 40)).save(newcomer / "photos" / "a.jpg")
+            assert main(words[1:]) == 0, line
+            assert (newcomer / "predictions" / "masks" / "a.png").is_file()
         elif words[0] in ("segvid", "lightning"):
             ran += 1
             recipe = next((name for name in TINY if any(name in word for word in words)), None)
