@@ -1,5 +1,12 @@
 """The one error whose message is meant for the user: `segvid` prints it as a sentence, without a stack trace."""
 
+import errno
+
+OUT_OF_MEMORY = (
+    "out of memory. Lower data.init_args.batch_size (trainer.accumulate_grad_batches keeps the step the same) or the "
+    "crop; in evaluation data.init_args.eval_batch_size or model.init_args.inference.window_batch."
+)
+
 
 class UserError(Exception):
     """What is wrong, in which file or option, and what to do about it."""
@@ -10,9 +17,22 @@ class UserError(Exception):
 
 
 def user_message(error: BaseException | None) -> str | None:
-    """The sentence of the `UserError` that an error is, or that it was raised from; None if it is none."""
+    """The sentence of the `UserError` that an error is, or that it was raised from; None if it is none.
+
+    A full disk and want of memory are the user's to mend, too.
+    """
     while error is not None:
         if isinstance(error, UserError):
             return str(error)
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            place = f" ({error.filename})" if error.filename else ""
+            return f"the disk is full{place}. Make room; what was written before is whole, and segvid resume goes on."
+        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or _no_cpu_memory(error):
+            return OUT_OF_MEMORY
         error = error.__cause__ or error.__context__
     return None
+
+
+def _no_cpu_memory(error: BaseException) -> bool:
+    """torch has no class of its own for it."""
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)

@@ -358,3 +358,25 @@ def test_mistakes_of_attention_are_one_sentence(
     assert said in error
     assert len(error.strip().splitlines()) == 1
     assert not (tmp_path / "a.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "Lower data.init_args.batch_size"),
+        (MemoryError(), "Lower data.init_args.batch_size"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), "Lower data.init_args"),
+        (OSError(28, "No space left on device", "runs/last.ckpt"), "the disk is full (runs/last.ckpt). Make room"),
+    ],
+)
+def test_want_of_memory_and_of_disk_are_one_sentence(
+    error: Exception, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def fails(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(SegmentationTask, "training_step", fails)
+    assert main(["fit", *words("fcn"), f"--trainer.default_root_dir={tmp_path}"]) == 1
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("segvid fit: ")]
+    assert len(lines) == 1
+    assert said in lines[0]

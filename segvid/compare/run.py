@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from segvid.data.reading import IGNORED
-from segvid.errors import UserError
+from segvid.errors import UserError, user_message
 from segvid.segmentation.attention_maps import attention_maps, mechanisms, overlay
 from segvid.segmentation.clock import peak_memory_mb, training_clock
 from segvid.segmentation.pictures import denormalise
@@ -57,14 +57,12 @@ def main(spec_file: str) -> int:
     result = {key: spec[key] for key in ("name", "variant", "seed", "fingerprint")} | {"status": "failed"}
     try:
         result |= execute(spec, folder)
-    except UserError as error:
-        result["reason"] = str(error)
-    except torch.OutOfMemoryError:
-        result["reason"] = "out of memory: lower data.init_args.batch_size or the crop"
     except Exception as error:
-        result["reason"] = f"{type(error).__name__}: {error}".splitlines()[0][:300]
-        write_json(folder / "result.json", result)
-        raise
+        message = user_message(error)
+        result["reason"] = message or f"{type(error).__name__}: {error}".splitlines()[0][:300]
+        if message is None:
+            write_json(folder / "result.json", result)
+            raise
     write_json(folder / "result.json", result)
     return 0 if result["status"] == "done" else 1
 

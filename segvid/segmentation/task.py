@@ -120,7 +120,7 @@ class SegmentationTask(LightningModule):
         """Scores of the classes at any size, by the way set in `inference`: (B, 3, H, W) -> (B, num_classes, *size)."""
         return class_scores(lambda x: self.head(self.backbone(x)), image, size, self.inference)
 
-    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """The weighted sum of the losses of all supervised maps."""
         try:
             features = self.backbone(batch["image"])
@@ -139,6 +139,14 @@ class SegmentationTask(LightningModule):
         mask = batch["mask"]
         terms = [self.loss(resize(logits, mask.shape[-2:]), mask) for logits in maps]
         total = torch.stack([weight * term for weight, term in zip(weights, terms, strict=True)]).sum()
+        if not total.isfinite():
+            files = batch.get("name")
+            raise UserError(
+                f"The loss is {float(total)} at step {self.trainer.global_step}"
+                + (f" ({', '.join(files)})" if files else "")
+                + ". Lower optimizer.init_args.lr, warm up (lr_scheduler.init_args.warmup_steps), set "
+                "trainer.gradient_clip_val, or trainer.precision to bf16-mixed or 32-true; last.ckpt is from before."
+            )
         size = len(mask)
         self.log("train/loss", total.detach(), prog_bar=True, batch_size=size)
         if len(terms) > 1:  # unweighted, one by one

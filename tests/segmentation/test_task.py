@@ -462,3 +462,14 @@ def test_a_class_or_any_function_is_a_head_factory(head: Factory) -> None:
     task = make_task(head, 7)
     assert task.head.num_classes == 7
     assert task(torch.zeros(1, 3, 16, 20)).shape == (1, 7, 16, 20)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_loss_that_is_no_number_ends_the_training_and_names_the_files(value: float) -> None:
+    batches: list[Any] = random_batches(2, 2)
+    batches[1]["image"][0, 0, 0, 0] = value
+    batches[1]["name"] = ["first.png", "second.png"]
+    task = make_task(num_classes=5)
+    with pytest.raises(UserError, match=r"The loss is (nan|inf) at step 1 \(first.png, second.png\). Lower optimizer"):
+        make_trainer(max_epochs=1).fit(task, loader(batches))
+    assert all(p.isfinite().all() for p in task.parameters())
