@@ -68,6 +68,11 @@ class Checkpoints(ModelCheckpoint):
 
     last_step: int | None = None
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A resumed training that has nothing left to do leaves its checkpoint alone."""
+        super().on_train_start(trainer, pl_module)
+        self.last_step = trainer.global_step or None
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes what is due."""
         super().on_validation_end(trainer, pl_module)

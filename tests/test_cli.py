@@ -16,7 +16,7 @@ from segvid.cli import main
 from segvid.data import DigitScenes
 from segvid.segmentation.heads import CCNetHead, DANetHead
 from segvid.segmentation.task import SegmentationTask
-from tests.small_runs import RECIPE, UNEQUAL, words
+from tests.small_runs import RECIPE, ROOT, UNEQUAL, words
 
 # The first validation is the best, whatever comes after.
 FIRST_IS_BEST = ["--checkpoint.monitor=epoch", "--checkpoint.mode=min"]
@@ -380,3 +380,32 @@ def test_want_of_memory_and_of_disk_are_one_sentence(
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("segvid fit: ")]
     assert len(lines) == 1
     assert said in lines[0]
+
+
+def test_averaged_weights_are_what_is_evaluated_saved_and_resumed(tmp_path: Path) -> None:
+    """The figures of the training are those of its checkpoint; a training without averaging ends with others."""
+    figures = []
+    for name, extra in (("ema", ["--config", str(ROOT / "configs/trainer/ema.yaml")]), ("plain", [])):
+        root = ["--trainer.max_epochs=2", f"--trainer.default_root_dir={tmp_path / name}"]
+        assert main(["fit", *words("fcn"), *extra, *UNEQUAL, *root]) == 0
+        folder = tmp_path / name / "DigitScenes-FCNHead" / "version_0"
+        figures.append(json.loads((folder / "val.json").read_text())["confusion"])
+        checkpoint = folder / "checkpoints" / "last.ckpt"
+        assert main(["validate", "--config", str(folder / "config.yaml"), "--ckpt_path", str(checkpoint)]) == 0
+        assert json.loads((folder / "val.json").read_text())["confusion"] == figures[-1]
+    assert figures[0] != figures[1]
+    folder = tmp_path / "ema" / "DigitScenes-FCNHead" / "version_0"
+    before = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["current_model_state"]
+    assert main(["resume", str(folder), "--trainer.max_epochs=2"]) == 0  # nothing to do: all as it was
+    after = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["current_model_state"]
+    assert all(torch.equal(after[key], value) for key, value in before.items())
+
+
+def test_early_stopping(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    patience = "--trainer.callbacks.init_args.patience=1"
+    rate = "--model.init_args.optimizer.init_args.lr=0"
+    config = ["--config", str(ROOT / "configs/trainer/early_stopping.yaml"), patience, rate]
+    root = ["--trainer.max_epochs=9", "--trainer.check_val_every_n_epoch=1", f"--trainer.default_root_dir={tmp_path}"]
+    assert main(["fit", *words("fcn"), *config, *root]) == 0
+    checkpoint = tmp_path / "DigitScenes-FCNHead/version_0/checkpoints/last.ckpt"
+    assert torch.load(checkpoint, weights_only=True)["epoch"] < 8

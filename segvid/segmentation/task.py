@@ -1,6 +1,7 @@
 """The LightningModule of semantic segmentation: backbone + head + loss + optimiser + evaluation."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -24,6 +25,17 @@ from segvid.segmentation.schedule import PolyLR
 HeadFactory = Callable[[Sequence[int], int], SegmentationHead]
 OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
 SchedulerFactory = Callable[[Optimizer], LRScheduler | ReduceLROnPlateau]
+
+
+@dataclass(frozen=True)
+class Factories:
+    """What makes optimiser and schedule; a copy of the task shares it (jsonargparse's cannot be copied)."""
+
+    optimizer: OptimizerFactory
+    lr_scheduler: SchedulerFactory
+
+    def __deepcopy__(self, memo: object) -> "Factories":
+        return self
 
 
 class SegmentationTask(LightningModule):
@@ -79,8 +91,7 @@ class SegmentationTask(LightningModule):
         self.auxiliary_head = None if auxiliary_head is None else auxiliary_head(backbone.channels, num_classes)
         self.auxiliary_weight = auxiliary_weight
         self.loss = CrossEntropy() if loss is None else loss
-        self.optimizer_factory = optimizer
-        self.scheduler_factory = lr_scheduler
+        self.factories = Factories(optimizer, lr_scheduler)
         self.lr_interval = lr_interval
         self.head_lr_multiplier = head_lr_multiplier
         self.decay_norm_and_bias = decay_norm_and_bias
@@ -206,11 +217,11 @@ class SegmentationTask(LightningModule):
             decayed, plain = split_parameters(module, self.decay_norm_and_bias)
             groups.append({"name": name, "params": decayed})
             groups.append({"name": f"{name} norms and biases", "params": plain, "weight_decay": 0.0})
-        optimizer = self.optimizer_factory([group for group in groups if group["params"]])
+        optimizer = self.factories.optimizer([group for group in groups if group["params"]])
         for group in optimizer.param_groups:
             if not group["name"].startswith("backbone"):
                 group["lr"] = group["lr"] * self.head_lr_multiplier
-        scheduler = self.scheduler_factory(optimizer)
+        scheduler = self.factories.lr_scheduler(optimizer)
         if isinstance(scheduler, PolyLR) and scheduler.total_steps is None:
             scheduler.set_total_steps(self._total_steps())
         return {
