@@ -4,8 +4,11 @@ import csv
 import difflib
 import inspect
 import logging
+import os
 import re
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +22,7 @@ from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, Ri
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 import segvid.backbones
 import segvid.data
@@ -38,6 +42,7 @@ ALLOWED_PACKAGES = ["segvid", "lightning", "pytorch_lightning", "torch", "torchm
 
 
 load_yaml = get_loader("yaml")
+STOPPED = 128 + signal.SIGTERM  # exit code
 
 # Warnings that tell a user of this program nothing; each would come with every run.
 IRRELEVANT = [
@@ -90,6 +95,24 @@ class Checkpoints(ModelCheckpoint):
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
             self.last_step = trainer.global_step
             trainer.save_checkpoint(Path(self.dirpath) / "last.ckpt", self.save_weights_only)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Saves a training that is told to stop, which Lightning does after a whole step, and says how to go on."""
+        super().on_exception(trainer, pl_module, exception)
+        if not isinstance(exception, SIGTERMException) or trainer.state.fn != "fit":
+            return
+        if trainer.global_step == 0:
+            message = "stopped before the first step: nothing to save."
+        else:
+            if trainer.global_step != self.last_step:
+                self.write_last(trainer)
+            assert self.dirpath is not None
+            file = Path(self.dirpath) / "last.ckpt"
+            message = (
+                f"stopped at step {trainer.global_step}, saved in {file}. Go on: segvid resume {file.parent.parent}"
+            )
+        if trainer.is_global_zero:
+            print(f"segvid fit: {message}", file=sys.stderr)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Knows its best again, also where the folder has been moved or is named by another path than before."""
@@ -231,12 +254,31 @@ def keep_rows(logger: CSVLogger) -> None:
 def run(command: str, words: Sequence[str]) -> int:
     """Runs fit, validate, test or resume with the words that follow it; returns the exit code."""
     prepare()
-    if command == "resume":
-        folder, words = resume_arguments(words)
-        SegvidCLI(folder, args=["fit", *words])
-    else:
-        SegvidCLI(args=[command, *words])
+    before = signal.signal(signal.SIGINT, stop_gently) if command in ("fit", "resume") and in_main_thread() else None
+    try:
+        if command == "resume":
+            folder, words = resume_arguments(words)
+            SegvidCLI(folder, args=["fit", *words])
+        else:
+            SegvidCLI(args=[command, *words])
+    except SIGTERMException:
+        return STOPPED
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGINT, before)
     return 0
+
+
+def in_main_thread() -> bool:
+    """Only there may signals be handled."""
+    return threading.current_thread() is threading.main_thread()
+
+
+def stop_gently(number: int, frame: object) -> None:
+    """Ctrl-C: the running step is finished and saved, as with SIGTERM; a second one ends at once."""
+    print("Stopping after this step; Ctrl-C once more to end at once.", file=sys.stderr)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def load_value(text: str) -> Any:
