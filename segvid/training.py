@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+import numpy as np
 import torch
 import yaml
 from jsonargparse import get_loader, set_loader, set_parsing_settings
@@ -126,6 +127,23 @@ class Checkpoints(ModelCheckpoint):
         super().load_state_dict(state_dict)
 
 
+class RandomStreams(Callback):
+    """Seeds torch anew in every epoch, from the run's seed, the epoch and the process.
+
+    So a resumed training sees the crops and the dropout that it would have seen: all that is random here comes from
+    torch, the augmentation too.
+    """
+
+    def __init__(self) -> None:
+        self.seed = torch.initial_seed()
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Seeds; the first epoch has the run's own seed."""
+        if trainer.current_epoch > 0:
+            words = (self.seed, trainer.current_epoch, trainer.global_rank)
+            torch.manual_seed(int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0]))
+
+
 class SegvidCLI(LightningCLI):
     """LightningCLI whose data module tells the task the number of classes, and which writes one folder a run.
 
@@ -218,7 +236,7 @@ class SegvidCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The trainer, by default with one folder a run: TensorBoard, CSV, config and checkpoints side by side."""
         config = self._get(self.config_init, "trainer")
-        callbacks: list[Callback] = [TrainingClock(), self.report, self.distance, *self.callbacks]
+        callbacks: list[Callback] = [TrainingClock(), RandomStreams(), self.report, self.distance, *self.callbacks]
         if config.enable_progress_bar is not False and not any(
             isinstance(c, RichProgressBar | TQDMProgressBar) for c in _as_list(config.callbacks)
         ):

@@ -5,12 +5,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from random import Random
 
 import pytest
 import torch
 
 from segvid.cli import main
-from tests.small_runs import words
+from segvid.segmentation.task import SegmentationTask
+from tests.data.miniature import make_folder
+from tests.small_runs import HEADS, ROOT, words
 
 LONG = ["--trainer.max_epochs=400", "--trainer.check_val_every_n_epoch=400", "--trainer.enable_progress_bar=false"]
 HEAD = "DigitScenes-FCNHead"
@@ -50,3 +53,77 @@ def test_a_signal_saves_and_says_how_to_go_on(number: signal.Signals, tmp_path: 
     assert main(["resume", str(folder), f"--trainer.max_epochs={epochs}", "--trainer.check_val_every_n_epoch=1"]) == 0
     again = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)
     assert again["global_step"] == 8 * epochs  # no step is lost or made twice
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_resumed_training_ends_with_the_weights_of_one_that_never_stopped(
+    workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bit for bit: the same crops, the same dropout, the same schedule."""
+    folder = make_folder(tmp_path / "set")
+    recipe = ["--config", str(ROOT / "configs/segmentation/recipes/folder.yaml"), "--config", str(HEADS / "danet.yaml")]
+    options = [
+        *("--data.init_args.root", str(folder), "--data.init_args.class_names", "null"),
+        *("--data.init_args.batch_size", "2", "--data.init_args.eval_batch_size", "1"),
+        *("--data.init_args.image_size", "[32,48]", "--data.init_args.augmentation.crop_size", "[32,32]"),
+        *("--data.init_args.num_workers", str(workers), "--trainer.deterministic", "true"),
+        *("--trainer.max_epochs", "4", "--trainer.check_val_every_n_epoch", "1", "--trainer.precision", "32-true"),
+    ]
+    assert main(["fit", *recipe, *options, f"--trainer.default_root_dir={tmp_path / 'whole'}"]) == 0
+    original = SegmentationTask.training_step
+
+    def power_cut(task: SegmentationTask, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
+        if task.global_step == 5:
+            raise OSError("power cut")
+        return original(task, batch, batch_idx)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SegmentationTask, "training_step", power_cut)
+        with pytest.raises(OSError, match="power cut"):
+            main(["fit", *recipe, *options, f"--trainer.default_root_dir={tmp_path / 'cut'}"])
+    torch.manual_seed(123)  # another process, another state
+    (run,) = tmp_path.glob("cut/*/version_0")
+    assert main(["resume", str(run)]) == 0
+    whole, resumed = (
+        torch.load(next(tmp_path.glob(f"{name}/*/version_0/checkpoints/last.ckpt")), weights_only=True)
+        for name in ("whole", "cut")
+    )
+    assert whole["global_step"] == resumed["global_step"] == 8
+    for key, value in whole["state_dict"].items():
+        assert torch.equal(resumed["state_dict"][key], value), key
+
+
+@pytest.mark.slow
+def test_killed_twenty_times_a_training_still_ends(tmp_path: Path) -> None:
+    """SIGKILL at random moments, also while a checkpoint is written: the last one can always be loaded and resumed."""
+    random = Random(0)
+    epochs = 150
+    every = [
+        f"--trainer.max_epochs={epochs}",
+        "--trainer.check_val_every_n_epoch=1",
+        "--trainer.enable_progress_bar=false",
+    ]
+    few = ["--data.init_args.num_workers=0", f"--trainer.default_root_dir={tmp_path}", "--panels.images=0"]
+    folder = tmp_path / HEAD / "version_0"
+    saved = folder / "checkpoints" / "last.ckpt"
+    command = [sys.executable, "-m", "segvid", "fit", *words("fcn"), *every, *few]
+    kills, seen = 0, 0
+    while True:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        before = saved.stat().st_mtime_ns if saved.is_file() else None
+        while process.poll() is None and (not saved.is_file() or saved.stat().st_mtime_ns == before):
+            time.sleep(0.02)
+        if kills < 20 and process.poll() is None:
+            time.sleep(random.uniform(0, 0.4))
+            process.kill()
+            kills += process.wait() == -signal.SIGKILL
+            step = torch.load(saved, weights_only=True)["global_step"]
+            assert step >= seen
+            seen = step
+            command = [sys.executable, "-m", "segvid", "resume", str(folder)]
+            continue
+        said, _ = process.communicate()
+        assert process.returncode == 0, said
+        break
+    assert kills == 20
+    assert torch.load(saved, weights_only=True)["global_step"] == 8 * epochs

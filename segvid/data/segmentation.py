@@ -9,11 +9,11 @@ import cv2
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
-from segvid.data.evaluation import EvaluationSampler, FilledDataset
 from segvid.data.reading import IGNORED, Array, DataError, identity_table, map_labels, read_image, read_mask
 from segvid.data.sample import Sample
+from segvid.data.sampling import EvaluationSampler, FilledDataset, SeededDataset, TrainingSampler
 from segvid.data.transforms import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -38,8 +38,8 @@ class Pair:
 class PairDataset(Dataset[Sample]):
     """Image and mask files as samples.
 
-    Every sample seeds its augmentation from torch's generator, which the loader seeds differently in each worker and
-    each epoch. albumentations' own generators would give every worker the same crops, and the same again each epoch.
+    Every sample seeds its augmentation from torch's generator, which `SeededDataset` seeds for each sample and epoch.
+    albumentations' own generators would give every worker the same crops, and the same again each epoch.
 
     Args:
         pairs: the files.
@@ -231,15 +231,19 @@ class SegmentationDataModule(LightningDataModule):
         return self._loader(self.dataset(self.test_split, augmented=False), self.eval_batch_size, training=False)
 
     def _loader(self, dataset: Dataset[Sample], batch_size: int, *, training: bool) -> DataLoader[Sample]:
-        sampler = None  # in training Lightning puts a distributed one in
-        if not training and self.trainer is not None and self.trainer.world_size > 1:
-            processes, rank = self.trainer.world_size, self.trainer.global_rank
+        trainer = self.trainer
+        processes, rank = (1, 0) if trainer is None else (trainer.world_size, trainer.global_rank)
+        sampler: Sampler[int]
+        if training:
+            seed = torch.initial_seed() % 2**32  # the run's, since `seed_everything`
+            sampler = TrainingSampler(dataset, num_replicas=processes, rank=rank, seed=seed)
+            dataset = SeededDataset(dataset, seed)
+        else:
             sampler = EvaluationSampler(dataset, num_replicas=processes, rank=rank)
             dataset = FilledDataset(dataset)
         return DataLoader(
             dataset,
             batch_size=batch_size,
-            shuffle=training,
             sampler=sampler,
             drop_last=training,
             num_workers=self.num_workers,

@@ -246,10 +246,10 @@ def test_too_few_samples_for_one_batch(root: Path) -> None:
     with pytest.raises(UserError, match=r"has 4 samples for 1 processes, fewer than one batch of 5 for each"):
         module(root, batch_size=5).train_dataloader()
     data = module(root, batch_size=2)
-    data.trainer = SimpleNamespace(world_size=4)  # type: ignore[assignment]
+    data.trainer = SimpleNamespace(world_size=4, global_rank=0)  # type: ignore[assignment]
     with pytest.raises(UserError, match=r"has 4 samples for 4 processes, fewer than one batch of 2 for each"):
         data.train_dataloader()
-    data.trainer = SimpleNamespace(world_size=2)  # type: ignore[assignment]
+    data.trainer = SimpleNamespace(world_size=2, global_rank=0)  # type: ignore[assignment]
     data.train_dataloader()
 
 
