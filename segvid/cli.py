@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from segvid.allowed import allow
 from segvid.errors import user_message
 
 USAGE = """\
@@ -13,6 +14,7 @@ usage: segvid <command> [options]          (lightning <command> and python -m se
   validate   evaluate on the validation split:  segvid validate --config RUN/config.yaml --ckpt_path RUN/.../best.ckpt
   test       evaluate on the test split, likewise
   resume     go on with a training that was stopped:  segvid resume RUN [options of fit]
+  lr_find    the loss at rising learning rates:  segvid lr_find --config RECIPE.yaml --config HEAD.yaml
   compare    train and evaluate several heads, and report:  segvid compare --config configs/compare/quickstart.yaml
   data       check a data set, weigh its classes:  segvid data check --config RECIPE.yaml, segvid data weights ...
   predict    classes of images, folders and videos:  segvid predict --ckpt_path RUN/checkpoints/best.ckpt photos/
@@ -20,6 +22,7 @@ usage: segvid <command> [options]          (lightning <command> and python -m se
 
   segvid <command> --help     its options; --print_config prints the whole configuration
   --debug                     (anywhere) show the stack trace of an error
+  --allow_import PACKAGE      (anywhere) let configs and checkpoints name classes of a package of yours
 """
 
 
@@ -32,6 +35,10 @@ def main(args: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if args is None else args)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
+    while "--allow_import" in words[:-1]:
+        place = words.index("--allow_import")
+        allow(words[place + 1])
+        del words[place : place + 2]
     if not words or words[0] in ("-h", "--help", "help"):
         print(USAGE, end="")
         return 0 if words else 2
@@ -59,6 +66,10 @@ def main(args: Sequence[str] | None = None) -> int:
             from segvid.data_command import data_command
 
             return data_command(rest)
+        if command == "lr_find":
+            from segvid.lr_find import lr_find
+
+            return lr_find(rest)
         if command in ("fit", "validate", "test", "resume"):
             os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
             from segvid.training import run

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 import yaml
-from jsonargparse import get_loader, set_loader, set_parsing_settings
+from jsonargparse import get_loader, set_loader
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, RichProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -30,6 +30,7 @@ import segvid.data
 import segvid.segmentation.heads
 import segvid.segmentation.losses
 import segvid.segmentation.schedule
+from segvid.allowed import explain_refusal, restrict_imports
 from segvid.data.segmentation import SegmentationDataModule
 from segvid.errors import UserError, user_message
 from segvid.segmentation.clock import TrainingClock
@@ -37,10 +38,7 @@ from segvid.segmentation.distance import DistanceAccuracy
 from segvid.segmentation.pictures import PredictionPanels
 from segvid.segmentation.reporting import EvaluationReport
 from segvid.segmentation.task import SegmentationTask
-
-# What a config may name. Everything else is refused before it is imported: a config is data, not a program.
-ALLOWED_PACKAGES = ["segvid", "lightning", "pytorch_lightning", "torch", "torchmetrics"]
-
+from segvid.segmentation.trained import read_checkpoint
 
 load_yaml = get_loader("yaml")
 STOPPED = 128 + signal.SIGTERM  # exit code
@@ -205,11 +203,13 @@ class SegvidCLI(LightningCLI):
         """Looks for the checkpoint before anything is built.
 
         Raises:
-            UserError: there is none.
+            UserError: there is none, or it is none.
         """
         path = self._get(self.config, "ckpt_path")
         if path is not None and path not in ("best", "last", "hpc") and "://" not in path and not Path(path).is_file():
             raise UserError(f"there is no checkpoint {path} (--ckpt_path).")
+        if path is not None and Path(path).is_file():
+            read_checkpoint(Path(path))
 
     def after_fit(self) -> None:
         """Evaluates the weights at the end, if training did not stop at a validation."""
@@ -242,7 +242,7 @@ class SegvidCLI(LightningCLI):
         ):
             # A log file takes few lines, not a live display.
             callbacks.append(RichProgressBar(leave=False) if sys.stdout.isatty() else TQDMProgressBar(refresh_rate=10))
-        if config.logger is None or config.logger is True:
+        if config.logger is not False:
             if self.folder is not None:
                 root, name, version = self.folder.parent, "", self.folder.name
             else:
@@ -253,8 +253,8 @@ class SegvidCLI(LightningCLI):
             metrics = CSVLogger(root, name=name, version=tensorboard.version)
             if self.folder is not None and self._get(self.config, "ckpt_path") is not None:
                 keep_rows(metrics)
-            kwargs["logger"] = [tensorboard, metrics]
-        if config.logger is not False:
+            # Those of the config come after: the first one's folder is the run's, which resume and predict read.
+            kwargs["logger"] = [tensorboard, metrics, *(_as_list(config.logger) if config.logger is not True else [])]
             callbacks.append(LearningRateMonitor("step"))
         self.trainer_defaults["callbacks"] = callbacks
         return super().instantiate_trainer(**kwargs)
@@ -306,7 +306,7 @@ def load_value(text: str) -> Any:
 
 def prepare() -> None:
     """Settings of the process: what configs may import, float32 precision, which warnings are not worth a line."""
-    set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=ALLOWED_PACKAGES)
+    restrict_imports()
     set_loader("yaml", load_value, (yaml.YAMLError,))
     torch.set_float32_matmul_precision("high")
     for message in IRRELEVANT:
@@ -332,7 +332,7 @@ def explain(message: str) -> str:
     lines = [line.strip() for line in message.splitlines()]
     lines = [line.removeprefix("- ") for line in lines if line and not line.startswith(noise)]
     lines = [line.replace("Does not validate against any of the Union subtypes", "").strip() for line in lines]
-    text = " ".join(dict.fromkeys(line for line in lines if line))
+    text = explain_refusal(" ".join(dict.fromkeys(line for line in lines if line)))
     text = re.sub(r"Expected a dot import path string: (\S+)", r"there is no class \1.", text)
     text = text if len(text) <= 500 else text[:500] + " ..."
     unknown = re.findall(

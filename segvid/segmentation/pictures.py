@@ -22,7 +22,7 @@ from matplotlib import pyplot as plt
 class PredictionPanels(Callback):
     """After every validation a picture of the first images: image, label, prediction.
 
-    Written to `panels/` in the run's folder and to every logger that takes pictures (TensorBoard).
+    Written to `panels/` in the run's folder and to every logger that takes pictures (TensorBoard, W&B).
 
     Args:
         images: how many; 0 for none.
@@ -67,6 +67,9 @@ class PredictionPanels(Callback):
             add_image = getattr(getattr(logger, "experiment", None), "add_image", None)
             if add_image is not None:
                 add_image("val/predictions", sheet, trainer.global_step, dataformats="HWC")
+            log_image = getattr(logger, "log_image", None)
+            if log_image is not None:
+                log_image(key="val/predictions", images=[sheet], step=trainer.global_step)
 
 
 def panel(image: Tensor, mask: Tensor, prediction: Tensor, data: SegmentationDataModule) -> NDArray[np.uint8]:

@@ -58,7 +58,13 @@ class SegmentationTask(LightningModule):
         head_lr_multiplier: learning rate of the heads over that of the backbone.
         decay_norm_and_bias: also apply weight decay to norms and biases.
         inference: how an image is evaluated: whole, in windows, at several scales.
+        compile: run backbone and heads through `torch.compile`; checkpoints are the same with and without.
+
+    Attributes:
+        stop_at_wrong_loss: end the training at a loss that is infinite or no number.
     """
+
+    stop_at_wrong_loss = True
 
     def __init__(
         self,
@@ -75,6 +81,7 @@ class SegmentationTask(LightningModule):
         head_lr_multiplier: float = 1.0,
         decay_norm_and_bias: bool = False,
         inference: Inference = Inference(),  # noqa: B008 - frozen
+        compile: bool = False,
     ) -> None:
         super().__init__()
         if _given_hyperparameters.get() is not None:
@@ -96,6 +103,8 @@ class SegmentationTask(LightningModule):
         self.head_lr_multiplier = head_lr_multiplier
         self.decay_norm_and_bias = decay_norm_and_bias
         self.inference = inference
+        self.supervised_maps = torch.compile(supervised_maps) if compile else supervised_maps
+        self.evaluated_map = torch.compile(evaluated_map) if compile else evaluated_map
         self.confusion = nn.ModuleDict({"val": confusion_matrix(num_classes), "test": confusion_matrix(num_classes)})
         self.losses = nn.ModuleDict({"val": MeanMetric(), "test": MeanMetric()})
         self.scores: dict[str, SegmentationScores] = {}
@@ -125,21 +134,16 @@ class SegmentationTask(LightningModule):
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits at image size, (B, 3, H, W) -> (B, num_classes, H, W)."""
-        return resize(self.head(self.backbone(image)), image.shape[-2:])
+        return resize(self.evaluated_map(self.backbone, self.head, image), image.shape[-2:])
 
     def class_scores(self, image: Tensor, size: Sequence[int]) -> Tensor:
         """Scores of the classes at any size, by the way set in `inference`: (B, 3, H, W) -> (B, num_classes, *size)."""
-        return class_scores(lambda x: self.head(self.backbone(x)), image, size, self.inference)
+        return class_scores(lambda x: self.evaluated_map(self.backbone, self.head, x), image, size, self.inference)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """The weighted sum of the losses of all supervised maps."""
         try:
-            features = self.backbone(batch["image"])
-            maps = self.head.supervised(features)
-            weights = list(self.head.loss_weights)
-            if self.auxiliary_head is not None:
-                maps = [*maps, self.auxiliary_head(features)]
-                weights.append(self.auxiliary_weight)
+            maps = self.supervised_maps(self.backbone, self.head, self.auxiliary_head, batch["image"])
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
                 raise
@@ -147,10 +151,11 @@ class SegmentationTask(LightningModule):
                 "The head pools the image to one value a channel, and batch norm cannot learn from a single one: "
                 "set data.init_args.batch_size to 2 or more, or trainer.sync_batchnorm with several devices."
             ) from error
+        weights = [*self.head.loss_weights, *([] if self.auxiliary_head is None else [self.auxiliary_weight])]
         mask = batch["mask"]
         terms = [self.loss(resize(logits, mask.shape[-2:]), mask) for logits in maps]
         total = torch.stack([weight * term for weight, term in zip(weights, terms, strict=True)]).sum()
-        if not total.isfinite():
+        if self.stop_at_wrong_loss and not total.isfinite():
             files = batch.get("name")
             raise UserError(
                 f"The loss is {float(total)} at step {self.trainer.global_step}"
@@ -238,6 +243,23 @@ class SegmentationTask(LightningModule):
         if total == float("inf"):
             raise UserError("The polynomial schedule needs an end: set trainer.max_steps or trainer.max_epochs.")
         return int(total)
+
+
+# Functions of the modules and not methods: compiled, they belong to no task, so that a copy of a task (averaged
+# weights) runs its own modules, and nothing of the compiler is in the checkpoint.
+def supervised_maps(
+    backbone: nn.Module, head: SegmentationHead, auxiliary_head: nn.Module | None, image: Tensor
+) -> list[Tensor]:
+    """Logits of all maps that training supervises, those of the auxiliary head last."""
+    features = backbone(image)
+    maps = head.supervised(features)
+    return maps if auxiliary_head is None else [*maps, auxiliary_head(features)]
+
+
+def evaluated_map(backbone: nn.Module, head: nn.Module, image: Tensor) -> Tensor:
+    """The logits that are evaluated, at the size of a feature map."""
+    logits: Tensor = head(backbone(image))
+    return logits
 
 
 def split_parameters(module: nn.Module, decay_norm_and_bias: bool) -> tuple[list[nn.Parameter], list[nn.Parameter]]:

@@ -1,15 +1,18 @@
 """A trained model as its checkpoint describes it: weights, classes, and how images were prepared."""
 
+from argparse import ArgumentError
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any
 
 import cv2
 import numpy as np
 import torch
 from torch import Tensor
 
+from segvid.allowed import explain_refusal, restrict_imports
 from segvid.data.reading import Array, voc_palette
 from segvid.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from segvid.errors import UserError
@@ -59,8 +62,8 @@ class TrainedModel:
         return list(scores.argmax(dim=1).byte().cpu().numpy())
 
 
-def load_trained(path: Path) -> TrainedModel:
-    """The model of a checkpoint, in evaluation on the CPU.
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint's content, its tensors left in the file; nothing in it is executed.
 
     Raises:
         UserError: there is no such file, or it is no checkpoint of a training.
@@ -68,10 +71,32 @@ def load_trained(path: Path) -> TrainedModel:
     if not path.is_file():
         raise UserError(f"there is no checkpoint {path} (--ckpt_path).")
     try:
-        data = torch.load(path, map_location="cpu", weights_only=True).get("data", {})
-        task = SegmentationTask.load_from_checkpoint(path, map_location="cpu", weights_only=True).eval()
-    except (UnpicklingError, AttributeError, KeyError, TypeError, RuntimeError, EOFError) as error:
+        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        if not {"state_dict", "hyper_parameters"} <= content.keys():
+            raise KeyError("hyper_parameters")
+    except UnpicklingError as error:
+        foreign = "global" in str(error).lower()  # the name of what an object would be built with
+        reason = "it holds more than data: nothing of it was run" if foreign else "UnpicklingError"
+        raise UserError(f"{path} is no checkpoint of a segvid training ({reason}).") from error
+    except (AttributeError, KeyError, TypeError, RuntimeError, EOFError, OSError, ValueError) as error:
         raise UserError(f"{path} is no checkpoint of a segvid training ({type(error).__name__}).") from error
+    return content
+
+
+def load_trained(path: Path) -> TrainedModel:
+    """The model of a checkpoint, in evaluation on the CPU.
+
+    Raises:
+        UserError: there is no such file, it is no checkpoint of a training, or it describes a model that cannot be
+            built here.
+    """
+    restrict_imports()
+    data = read_checkpoint(path).get("data", {})
+    try:
+        task = SegmentationTask.load_from_checkpoint(path, map_location="cpu", weights_only=True).eval()
+    except (ArgumentError, TypeError, KeyError, AttributeError) as error:
+        reason = explain_refusal(" ".join(str(error).split()))[:400]
+        raise UserError(f"{path}: its model cannot be built. {reason}") from error
     size = data.get("image_size")
     return TrainedModel(
         task,
