@@ -58,6 +58,8 @@ class LearningRateFinder(SegvidCLI):
         """
         tried: LearningRateRange = self._get(self.config_init, "lr_find")
         model.stop_at_wrong_loss = False  # rates at which the loss explodes are what is looked for
+        self.trainer.fit_loop.max_epochs = tried.steps  # as many as it takes
+        self.trainer.fit_loop.epoch_loop.max_steps = tried.steps
         finder = Tuner(self.trainer).lr_find(
             model,
             datamodule=options["datamodule"],
