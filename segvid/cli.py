@@ -18,6 +18,7 @@ usage: segvid <command> [options]          (lightning <command> and python -m se
   compare    train and evaluate several heads, and report:  segvid compare --config configs/compare/quickstart.yaml
   data       check a data set, weigh its classes:  segvid data check --config RECIPE.yaml, segvid data weights ...
   predict    classes of images, folders and videos:  segvid predict --ckpt_path RUN/checkpoints/best.ckpt photos/
+  export     TorchScript, .pt2 or ONNX, proven equal:  segvid export --ckpt_path RUN/checkpoints/best.ckpt
   attention  where a head looks:  segvid attention --ckpt_path RUN/checkpoints/last.ckpt --image PICTURE --point 120,80
 
   segvid <command> --help     its options; --print_config prints the whole configuration
@@ -58,6 +59,10 @@ def main(args: Sequence[str] | None = None) -> int:
             from segvid.show_attention import show_attention
 
             return show_attention(rest)
+        if command == "export":
+            from segvid.export.command import export
+
+            return export(rest)
         if command == "predict":
             from segvid.predict import predict
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 import torch
@@ -22,6 +22,9 @@ from segvid.errors import UserError
 from segvid.segmentation.inference import Inference
 from segvid.segmentation.pictures import colour
 from segvid.segmentation.trained import TrainedModel, load_trained
+
+if TYPE_CHECKING:
+    from segvid.export.exported import ExportedModel
 
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm")
 VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
@@ -75,17 +78,23 @@ def predict(words: Sequence[str]) -> int:
         scales=tuple(options.scales),
         flip=options.flip,
     )
-    model = load_trained(options.ckpt_path)
+    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    model: TrainedModel | ExportedModel
+    if options.model is not None:
+        from segvid.export.exported import load_exported
+
+        model = load_exported(options.model, device)
+    else:
+        model = load_trained(options.ckpt_path)
+        try:
+            model.task.to(device)
+        except (RuntimeError, AssertionError) as error:
+            raise UserError(f"--device {device} cannot be used: {str(error).splitlines()[0]}") from error
     if options.format == "cityscapes" and len(model.class_names) != len(TRAIN_IDS):
         raise UserError(
             f"--format cityscapes needs the {len(TRAIN_IDS)} classes of Cityscapes; this model has "
             f"{len(model.class_names)}."
         )
-    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        model.task.to(device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {device} cannot be used: {str(error).splitlines()[0]}") from error
     waiting = [source for source in sources if not all(file.is_file() for file in outputs(source, options))]
     console.print(f"{len(sources)} files, {len(sources) - len(waiting)} done already.", highlight=False)
     failed = []
@@ -113,7 +122,9 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("inputs", nargs="+", help="images, videos, folders or patterns such as 'frames/*.jpg'")
-    parser.add_argument("--ckpt_path", type=Path, required=True, help="checkpoint: RUN/checkpoints/best.ckpt")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--ckpt_path", type=Path, help="checkpoint: RUN/checkpoints/best.ckpt")
+    what.add_argument("--model", type=Path, help="file that segvid export wrote: model.ts, model.pt2 or model.onnx")
     parser.add_argument("--output", type=Path, default=Path("predictions"), help="folder to write into (predictions)")
     parser.add_argument("--format", choices=FORMATS, default="indices", help="what is written (indices)")
     parser.add_argument("--window", type=int, nargs=2, metavar=("H", "W"), help="slide a window of this size")
@@ -172,7 +183,9 @@ def outputs(source: Source, options: argparse.Namespace) -> list[Path]:
     return [output / "masks" / f"{source.name}.png", output / "overlays" / f"{source.name}.jpg"]
 
 
-def predict_one(source: Source, model: TrainedModel, how: Inference, options: argparse.Namespace) -> None:
+def predict_one(
+    source: Source, model: "TrainedModel | ExportedModel", how: Inference, options: argparse.Namespace
+) -> None:
     """Predicts one file and writes its results, each whole or not at all.
 
     Raises:
@@ -227,7 +240,9 @@ def write_whole(file: Path, save: Callable[[Path], object]) -> None:
         partial.unlink(missing_ok=True)
 
 
-def overlay_video(source: Path, file: Path, model: TrainedModel, how: Inference, opacity: float) -> None:
+def overlay_video(
+    source: Path, file: Path, model: "TrainedModel | ExportedModel", how: Inference, opacity: float
+) -> None:
     """The video with the classes over every frame, H.264.
 
     Raises:

@@ -52,6 +52,7 @@ IRRELEVANT = [
     r".*The dirpath has changed from .* to .*, therefore.*",
     r".*Checkpoint directory .* exists and is not empty.*",
     r"\s*skip_none parameter was deprecated.*",
+    r".*It is recommended to use `self.log\('(val|test)/.*sync_dist=True.*",  # all processes have the same figures
     r".*`pin_memory` argument is set as true but no accelerator.*",
 ]
 

@@ -71,12 +71,15 @@ def test_commands_of_the_readme_run(newcomer: Path) -> None:
         elif words[:2] == ["segvid", "data"]:
             ran += 1
             assert main(words[1:]) == 0, line
+        elif words[:2] == ["segvid", "export"]:
+            ran += 1
+            assert main(words[1:]) == 0, line
         elif words[:2] == ["segvid", "predict"]:
             ran += 1
-            (newcomer / "photos").mkdir()
+            (newcomer / "photos").mkdir(exist_ok=True)
             Image.new("RGB", (64, 48), (90, 120, 40)).save(newcomer / "photos" / "a.jpg")
             assert main(words[1:]) == 0, line
-            assert (newcomer / "predictions" / "masks" / "a.png").is_file()
+            assert (newcomer / words[-1] / "masks" / "a.png").is_file()
         elif words[0] in ("segvid", "lightning"):
             ran += 1
             recipe = next((name for name in TINY if any(name in word for word in words)), None)
@@ -88,11 +91,15 @@ def test_commands_of_the_readme_run(newcomer: Path) -> None:
     assert (newcomer / "runs/DigitScenes-DANetHead/version_0/checkpoints/last.ckpt").is_file()
 
 
-def test_python_of_the_readme_runs() -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    names: dict[str, object] = {}
-    exec(code, names)
-    assert names["logits"].shape == (1, 21, 16, 16)  # type: ignore[attr-defined]
+def test_python_of_the_readme_runs(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["export", "--ckpt_path", str(run / "checkpoints/last.ckpt"), "--output", "danet.ts"]) == 0
+    shapes = []
+    for code in re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL):
+        names: dict[str, object] = {}
+        exec(code, names)
+        shapes.append(names["logits"].shape)  # type: ignore[attr-defined]
+    assert shapes == [(1, 11, 64, 80), (1, 21, 16, 16)]
 
 
 def test_comparison_of_the_readme_is_valid(newcomer: Path) -> None:

@@ -19,6 +19,7 @@ class Backbone(nn.Module):
 
     channels: tuple[int, ...]
     strides: tuple[int, ...]
+    __jit_ignored_attributes__ = ["channels", "strides"]  # noqa: RUF012 - the name TorchScript looks for
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """The feature maps, finest first."""

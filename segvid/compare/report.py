@@ -6,7 +6,6 @@ import json
 import os
 import re
 import statistics
-import subprocess
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,6 +19,7 @@ from segvid.compare.charts import Section, draw_section, draw_sheet
 from segvid.compare.config import Comparison, Run
 from segvid.compare.page import html_page
 from segvid.compare.table import by_variant, distance_table, facts, main_table
+from segvid.provenance import commit
 
 CONVENTIONS = (
     "mIoU: mean and, over several seeds, standard deviation (n - 1), from one confusion matrix over the whole "
@@ -100,15 +100,6 @@ def mean_of_known(values: Sequence[float | None]) -> float | None:
     """Mean of what is there; None if nothing is."""
     known = [value for value in values if value is not None]
     return statistics.mean(known) if known else None
-
-
-def commit() -> str | None:
-    """The commit of the working tree that segvid runs from, where it is one."""
-    folder = Path(segvid.__file__).parent
-    found = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=folder, capture_output=True, text=True, check=False
-    )
-    return found.stdout.strip() or None
 
 
 def write_report(results: dict[str, Any], output: Path) -> None:

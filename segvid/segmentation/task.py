@@ -114,8 +114,7 @@ class SegmentationTask(LightningModule):
         """Notes how the images were prepared, so that the checkpoint alone is enough to look at new ones."""
         data = getattr(self._trainer, "datamodule", None)
         if data is not None:
-            names = ("class_names", "palette", "image_size", "mean", "std")
-            checkpoint["data"] = {name: getattr(data, name) for name in names if hasattr(data, name)}
+            checkpoint["data"] = data_record(data)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Loads the weights of a checkpoint.
@@ -138,7 +137,7 @@ class SegmentationTask(LightningModule):
 
     def class_scores(self, image: Tensor, size: Sequence[int]) -> Tensor:
         """Scores of the classes at any size, by the way set in `inference`: (B, 3, H, W) -> (B, num_classes, *size)."""
-        return class_scores(lambda x: self.evaluated_map(self.backbone, self.head, x), image, size, self.inference)
+        return class_scores(self, image, size, self.inference)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """The weighted sum of the losses of all supervised maps."""
@@ -260,6 +259,12 @@ def evaluated_map(backbone: nn.Module, head: nn.Module, image: Tensor) -> Tensor
     """The logits that are evaluated, at the size of a feature map."""
     logits: Tensor = head(backbone(image))
     return logits
+
+
+def data_record(data: object) -> dict[str, Any]:
+    """What a data module says of its classes and of how it prepares images."""
+    names = ("class_names", "palette", "image_size", "mean", "std")
+    return {name: getattr(data, name) for name in names if hasattr(data, name)}
 
 
 def split_parameters(module: nn.Module, decay_norm_and_bias: bool) -> tuple[list[nn.Parameter], list[nn.Parameter]]:

@@ -42,23 +42,19 @@ class TrainedModel:
 
     def resized(self, picture: Array) -> Array:
         """The picture (H, W, 3) at the size that the model was trained for."""
-        if self.image_size is None:
-            return picture
-        height, width = self.image_size
-        return np.asarray(cv2.resize(picture, (width, height), interpolation=cv2.INTER_LINEAR), dtype=np.uint8)
+        return resized(picture, self.image_size)
 
     def normalised(self, picture: Array) -> Tensor:
         """The picture (H, W, 3) as the model takes it, (3, H, W)."""
         mean, std = torch.tensor(self.mean).view(3, 1, 1), torch.tensor(self.std).view(3, 1, 1)
-        pixels = torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1)
+        pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
         return ((pixels.float() / 255 - mean) / std).to(self.task.device)
 
     @torch.inference_mode()
     def classes(self, pictures: Sequence[Array], how: Inference) -> list[Array]:
         """The class index of every pixel, (H, W) uint8, at the pictures' own size; they must all have one."""
         images = torch.stack([self.normalised(self.resized(picture)) for picture in pictures])
-        model = self.task
-        scores = class_scores(lambda x: model.head(model.backbone(x)), images, pictures[0].shape[:2], how)
+        scores = class_scores(self.task, images, pictures[0].shape[:2], how)
         return list(scores.argmax(dim=1).byte().cpu().numpy())
 
 
@@ -97,6 +93,19 @@ def load_trained(path: Path) -> TrainedModel:
     except (ArgumentError, TypeError, KeyError, AttributeError) as error:
         reason = explain_refusal(" ".join(str(error).split()))[:400]
         raise UserError(f"{path}: its model cannot be built. {reason}") from error
+    return describe(task, data)
+
+
+def resized(picture: Array, image_size: tuple[int, int] | None) -> Array:
+    """The picture (H, W, 3) at a height and width; as it is when None."""
+    if image_size is None:
+        return picture
+    height, width = image_size
+    return np.asarray(cv2.resize(picture, (width, height), interpolation=cv2.INTER_LINEAR), dtype=np.uint8)
+
+
+def describe(task: SegmentationTask, data: dict[str, Any]) -> TrainedModel:
+    """A task with what its data module said."""
     size = data.get("image_size")
     return TrainedModel(
         task,

@@ -92,8 +92,9 @@ class DynamicSampling(nn.Module):
         if offset.dtype != torch.float64:
             offset = offset.float()  # bfloat16 tells no pixel 129 from 128.5
         step = (torch.arange(3, device=x.device) - 1) * self.dilation
-        rows = torch.arange(height, device=x.device).repeat_interleave(width)  # (N)
-        columns = torch.arange(width, device=x.device).repeat(height)
+        # (N) each; expanded and not repeated, which ONNX would do with the sizes of the example
+        rows = torch.arange(height, device=x.device).unsqueeze(1).expand(height, width).reshape(height * width)
+        columns = torch.arange(width, device=x.device).unsqueeze(0).expand(height, width).reshape(height * width)
         row = rows + step.repeat_interleave(3).unsqueeze(1)  # (9, N)
         column = columns + step.repeat(3).unsqueeze(1)
         return torch.stack([row + offset[:, :, 0], column + offset[:, :, 1]], dim=1)

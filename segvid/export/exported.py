@@ -1,0 +1,106 @@
+"""An exported file as a model that `segvid predict` can use."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from segvid.data.reading import Array
+from segvid.errors import UserError
+from segvid.export.formats import read_record
+from segvid.export.run_file import Run, load
+from segvid.segmentation.inference import Inference, class_scores
+from segvid.segmentation.trained import resized
+
+
+@dataclass(frozen=True)
+class ExportedModel:
+    """A file that `segvid export` wrote, with what it says of itself.
+
+    Args:
+        file: the file.
+        run: images to what it gives.
+        class_names: of its classes.
+        palette: their colours.
+        image_size: height and width that images are brought to; their own when None.
+        input_type: "uint8", "float32", or "uint8 or float32".
+        output_type: "logits", "probabilities" or "classes".
+        multiple: heights and widths that it takes.
+        minimum: likewise.
+    """
+
+    file: Path
+    run: Run
+    class_names: list[str]
+    palette: list[tuple[int, int, int]]
+    image_size: tuple[int, int] | None
+    input_type: str
+    output_type: str
+    multiple: int
+    minimum: int
+
+    def classes(self, pictures: Sequence[Array], how: Inference) -> list[Array]:
+        """The class index of every pixel, (H, W) uint8, at the pictures' own size; they must all have one.
+
+        Raises:
+            UserError: the file cannot evaluate images in this way, or not of this size.
+        """
+        size = pictures[0].shape[:2]
+        images = torch.from_numpy(np.stack([resized(picture, self.image_size) for picture in pictures]))
+        images = images.permute(0, 3, 1, 2)
+        scaled = tuple(how.scales) != (1.0,)
+        if scaled and self.input_type == "uint8":
+            raise UserError(f"{self.file} takes uint8: for --scales export it with --input_type float32.")
+        if scaled or self.input_type == "float32":
+            images = images.float() / 255
+        if self.output_type == "classes":
+            if how != Inference() or images.shape[-2:] != size:
+                raise UserError(f"{self.file} gives classes, no scores to be averaged: export it with logits.")
+            return list(self.checked(images))
+        return list(class_scores(self.scores, images, size, how).argmax(dim=1).byte().numpy())
+
+    def scores(self, images: Tensor) -> Tensor:
+        """Logits, or log probabilities, which have the same softmax."""
+        found = torch.from_numpy(self.checked(images))
+        tiny = torch.finfo(torch.float32).tiny
+        return found if self.output_type == "logits" else found.clamp(min=tiny).log()
+
+    def checked(self, images: Tensor) -> Array:
+        """What the file gives for images of a size that it takes."""
+        height, width = images.shape[-2:]
+        if height % self.multiple or width % self.multiple or min(height, width) < self.minimum:
+            raise UserError(
+                f"{self.file} takes heights and widths of at least {self.minimum} pixels"
+                + (f" in multiples of {self.multiple}" if self.multiple > 1 else "")
+                + f"; this image or window has {height} x {width}."
+            )
+        return self.run(np.ascontiguousarray(images.numpy()))
+
+
+def load_exported(path: Path, device: str = "cpu") -> ExportedModel:
+    """The model of an exported file.
+
+    Raises:
+        UserError: there is no such file, it was not written by `segvid export`, or cannot run here.
+    """
+    said = json.loads(read_record(path))
+    try:
+        run = load(said["format"], str(path), device)
+    except Exception as error:
+        raise UserError(f"{path} cannot be loaded on {device}: {str(error).strip().splitlines()[0]}") from error
+    size = said["input"]["image_size"]
+    return ExportedModel(
+        path,
+        run,
+        list(said["class_names"]),
+        [(int(r), int(g), int(b)) for r, g, b in said["palette"]],
+        None if size is None else (int(size[0]), int(size[1])),
+        said["input"]["type"],
+        said["output"]["type"],
+        int(said["input"]["multiple"]),
+        int(said["input"]["minimum"]),
+    )

@@ -1,0 +1,327 @@
+"""`segvid export` and `segvid predict --model`, as a user runs them."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from segvid.backbones.base import Backbone
+from segvid.cli import main
+from segvid.export import formats, gate
+from segvid.export.exported import load_exported
+from segvid.export.formats import SizeRule, size_rule
+from segvid.export.graph import InferenceGraph
+from segvid.segmentation.heads import FCNHead, ISANetHead
+from segvid.segmentation.inference import Inference
+from segvid.segmentation.trained import load_trained
+from tests.small_runs import ROOT
+
+KINDS = tuple(formats.SUFFIXES)
+
+
+@pytest.fixture(scope="module")
+def files(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run's last checkpoint in all formats."""
+    folder = tmp_path_factory.mktemp("exported")
+    assert main(["export", "--ckpt_path", last(run), "--format", ",".join(KINDS), "--output", str(folder / "m")]) == 0
+    assert sorted(file.name for file in folder.iterdir()) == sorted(
+        name for s in formats.SUFFIXES.values() for name in (f"m{s}", f"m{s}.json")
+    )
+    return folder
+
+
+def last(run: Path) -> str:
+    return str(run / "checkpoints" / "last.ckpt")
+
+
+def path(files: Path, kind: str) -> Path:
+    return files / f"m{formats.SUFFIXES[kind]}"
+
+
+def photos(folder: Path) -> Path:
+    folder.mkdir()
+    for index, size in enumerate([(61, 40), (64, 48), (33, 70)]):
+        pixels = np.random.default_rng(index).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{index}.png")
+    return folder
+
+
+def masks(folder: Path) -> dict[str, list[Any]]:
+    return {f.name: np.asarray(Image.open(f)).tolist() for f in sorted((folder / "masks").iterdir())}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("options", [[], ["--window", "24", "32", "--stride", "17", "20", "--flip"]])
+def test_predicting_from_a_file_is_predicting_from_the_checkpoint(
+    kind: str, options: list[str], run: Path, files: Path, tmp_path: Path
+) -> None:
+    pictures = str(photos(tmp_path / "in"))
+    for name, source in (("a", ["--ckpt_path", last(run)]), ("b", ["--model", str(path(files, kind))])):
+        assert main(["predict", pictures, *source, *options, "--output", str(tmp_path / name)]) == 0
+    assert masks(tmp_path / "a") == masks(tmp_path / "b")
+    overlays = [(tmp_path / name / "overlays" / "1.jpg").read_bytes() for name in "ab"]
+    assert overlays[0] == overlays[1]
+
+
+def test_scales_need_an_image_between_whole_numbers(run: Path, files: Path, tmp_path: Path) -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (40, 61, 3), dtype=np.uint8)
+    how = Inference(scales=(0.75, 1.25))
+    (expected,) = load_trained(Path(last(run))).classes([picture], how)
+    (found,) = load_exported(path(files, "torchscript")).classes([picture], how)
+    assert (found == expected).mean() > 0.999  # normalised before or after the resize
+    with pytest.raises(Exception, match="--input_type float32"):
+        load_exported(path(files, "onnx")).classes([picture], how)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_file_says_what_it_is(kind: str, run: Path, files: Path) -> None:
+    inside = json.loads(formats.read_record(path(files, kind)))
+    assert inside == json.loads((files / f"m{formats.SUFFIXES[kind]}.json").read_text())
+    assert inside["class_names"][1].startswith("red")
+    assert len(inside["palette"]) == 11
+    assert inside["model"] == {"backbone": "ConvNet", "head": "CCNetHead"}
+    checkpoint = (run / "checkpoints" / "last.ckpt").read_bytes()
+    import hashlib
+
+    assert inside["checkpoint"] == {"file": "last.ckpt", "sha256": hashlib.sha256(checkpoint).hexdigest()}
+    assert inside["normalisation"]["where"] == "inside the file"
+    assert [case["shape"] for case in inside["verified"]][:5] == [list(size) for size in gate.SIZES]
+    assert inside["verified"][-1]["name"] == "picture"
+    assert all(case["error"] <= gate.ERROR_BOUNDS[kind] for case in inside["verified"])
+
+
+WITHOUT_SEGVID = """
+import sys
+sys.modules["segvid"] = None  # importing it fails
+import json, numpy as np, torch
+extra = {"segvid.json": ""}
+module = torch.jit.load(sys.argv[1], _extra_files=extra)
+assert json.loads(extra["segvid.json"])["format"] == "torchscript"
+image = torch.from_numpy(np.load(sys.argv[2]))
+np.savez(sys.argv[3], bytes=module(image).detach().numpy(), floats=module(image.float() / 255).detach().numpy())
+"""
+
+
+def test_torchscript_runs_without_segvid(run: Path, files: Path, tmp_path: Path) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (2, 3, 37, 51), dtype=np.uint8)
+    np.save(tmp_path / "image.npy", image)
+    words = [str(path(files, "torchscript")), str(tmp_path / "image.npy"), str(tmp_path / "out.npz")]
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", WITHOUT_SEGVID, *words], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    model = load_trained(Path(last(run)))
+    with torch.no_grad():
+        normalised = torch.stack([model.normalised(picture.transpose(1, 2, 0)) for picture in image])
+        expected = model.task(normalised).numpy()
+    with np.load(tmp_path / "out.npz") as found:
+        np.testing.assert_allclose(found["bytes"], expected, atol=1e-5)
+        np.testing.assert_allclose(found["floats"], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("output_type", ["probabilities", "classes"])
+@pytest.mark.parametrize("kind", ["torchscript", "onnx"])
+def test_other_outputs(output_type: str, kind: str, run: Path, tmp_path: Path) -> None:
+    file = tmp_path / "model.bin"
+    words = ["--output_type", output_type, "--format", kind, "--input_type", "float32", "--output", str(file)]
+    assert main(["export", "--ckpt_path", last(run), *words]) == 0
+    picture = np.random.default_rng(0).integers(0, 256, (40, 61, 3), dtype=np.uint8)
+    trained, exported = load_trained(Path(last(run))), load_exported(file)
+    np.testing.assert_array_equal(
+        exported.classes([picture], Inference())[0], trained.classes([picture], Inference())[0]
+    )
+    windows = Inference(window=(24, 24))
+    if output_type == "classes":
+        with pytest.raises(Exception, match="no scores to be averaged"):
+            exported.classes([picture], windows)
+    else:
+        image = torch.from_numpy(picture).permute(2, 0, 1)[None].float() / 255
+        np.testing.assert_allclose(exported.run(image.numpy()).sum(axis=1), 1, atol=1e-5)
+        np.testing.assert_array_equal(exported.classes([picture], windows)[0], trained.classes([picture], windows)[0])
+
+
+def test_frozen_and_fused(run: Path, tmp_path: Path) -> None:
+    file = tmp_path / "model.ts"
+    assert main(["export", "--ckpt_path", last(run), "--optimize", "--output", str(file)]) == 0
+    names = {node.kind() for node in torch.jit.load(file).inlined_graph.nodes()}
+    assert "aten::batch_norm" not in names
+    assert "aten::_convolution" in names or "aten::conv2d" in names
+
+
+def test_a_model_without_a_checkpoint(tmp_path: Path) -> None:
+    configs = [ROOT / "configs/segmentation/recipes/digits.yaml", ROOT / "configs/segmentation/heads/isanet.yaml"]
+    words = [word for config in configs for word in ("--config", str(config))]
+    assert main(["export", *words, "--format", "pt2", "--output", str(tmp_path / "m")]) == 0
+    model = load_exported(tmp_path / "m.pt2")
+    assert (model.multiple, model.minimum) == (1, 33)
+    with pytest.raises(Exception, match=r"at least 33 pixels; this image or window has 32 x 80"):
+        model.classes([np.zeros((32, 80, 3), dtype=np.uint8)], Inference())
+    assert model.classes([np.zeros((33, 80, 3), dtype=np.uint8)], Inference())[0].shape == (33, 80)
+
+
+def damaged(write: Callable[..., str], change: Callable[[InferenceGraph], None]) -> Callable[..., str]:
+    """A writer whose file is another model."""
+
+    def write_another(graph: InferenceGraph, *args: Any, **options: Any) -> str:
+        changed: InferenceGraph = __import__("copy").deepcopy(graph)
+        change(changed)
+        return write(changed, *args, **options)
+
+    return write_another
+
+
+def shift(graph: InferenceGraph) -> None:
+    graph.mean += 1e-3
+
+
+def spoil(graph: InferenceGraph) -> None:
+    graph.mean[0, 0] = float("nan")
+
+
+@pytest.mark.parametrize("change", [shift, spoil])
+def test_a_file_that_is_not_equal_is_not_written(
+    change: Callable[[InferenceGraph], None],
+    run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(formats, "write_torchscript", damaged(formats.write_torchscript, change))
+    file = tmp_path / "model.ts"
+    file.write_text("what was there")
+    assert main(["export", "--ckpt_path", last(run), "--output", str(file)]) == 1
+    assert "model.ts is not written: the torchscript file is not equal to the model" in capsys.readouterr().out
+    assert [f.name for f in tmp_path.iterdir()] == ["model.ts"]
+    assert file.read_text() == "what was there"
+
+
+def test_a_file_that_does_not_run_is_not_written(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def write(graph: InferenceGraph, image: Tensor, file: Path, *, optimize: bool) -> str:
+        file.write_bytes(b"half a file")
+        return "written"
+
+    monkeypatch.setattr(formats, "write_torchscript", write)
+    words = ["--format", "torchscript,pt2", "--output", str(tmp_path / "model")]
+    assert main(["export", "--ckpt_path", last(run), *words]) == 1  # and the other format is written all the same
+    assert "model.ts is not written: the torchscript file does not run" in capsys.readouterr().out
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["model.pt2", "model.pt2.json"]
+
+
+class Unscriptable(Backbone):
+    """What TorchScript does not know: a generator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convs = torch.nn.ModuleList([torch.nn.Conv2d(3, 6, 3, 2, 1), torch.nn.Conv2d(6, 8, 3, 2, 1)])
+        self.measure()
+
+    def maps(self, image: Tensor) -> Iterator[Tensor]:
+        for conv in self.convs:
+            image = conv(image).relu()
+            yield image
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        return list(self.maps(image))
+
+
+def test_a_backbone_that_cannot_be_scripted_is_traced_with_its_sizes_free(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    backbone = Unscriptable()
+    graph = InferenceGraph(backbone, FCNHead(backbone.channels, 3), (0.5,) * 3, (0.2,) * 3, "logits").eval()
+    how = formats.write_torchscript(graph, formats.example(SizeRule(), "uint8"), tmp_path / "model.ts", optimize=False)
+    assert how.startswith("backbone traced")
+    picture = np.zeros((70, 50, 3), dtype=np.uint8)
+    found = gate.compare(graph, "torchscript", tmp_path / "model.ts", gate.cases(SizeRule(), picture, "uint8"))
+    assert gate.passes("torchscript", found)
+
+
+class MultiplesOf32(Unscriptable):
+    def forward(self, image: Tensor) -> list[Tensor]:
+        if image.shape[2] % 32 or image.shape[3] % 32:
+            raise RuntimeError("multiples of 32, please")
+        return super().forward(image)
+
+
+def test_sizes_that_a_model_takes() -> None:
+    def graph(backbone: Backbone, head: Any) -> InferenceGraph:
+        return InferenceGraph(backbone, head(backbone.channels, 3), (0.5,) * 3, (0.2,) * 3, "logits").eval()
+
+    for kind in KINDS:
+        assert size_rule(graph(MultiplesOf32(), FCNHead), kind).multiple == 32
+        assert size_rule(graph(Unscriptable(), FCNHead), kind) == SizeRule()
+        assert (size_rule(graph(Unscriptable(), ISANetHead), kind) == SizeRule()) == (kind != "pt2")
+    rule = SizeRule(32, 40)
+    assert [rule.fit(length) for length in (1, 40, 64, 65)] == [64, 64, 64, 96]
+    for image in gate.cases(rule, np.zeros((100, 130, 3), dtype=np.uint8), "float32").values():
+        assert image.shape[2] % 32 == image.shape[3] % 32 == 0
+        assert image.dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--format", "tflite"], "--format 'tflite' is unknown; use torchscript, pt2, onnx"),
+        (["--image", "no.png"], "there is no image no.png"),
+        (["--format", "onnx", "--optimize"], "--optimize is for --format torchscript"),
+        (["--compile"], "--compile is for --format pt2"),
+        (["--config", "x.yaml"], "not allowed with argument"),
+        (["--output_type", "colours"], "--output_type"),
+    ],
+)
+def test_mistakes_are_one_sentence(
+    words: list[str], said: str, run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert main(["export", "--ckpt_path", last(run), "--output", str(tmp_path / "m"), *words]) == 1
+    error = capsys.readouterr().err
+    assert said in error
+    assert len(error.strip().splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_files_of_others_are_refused(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "text.onnx").write_text("no model")
+    torch.save({}, tmp_path / "other.ts")
+    pictures = str(photos(tmp_path / "in"))
+    for name, said in (
+        ("text.onnx", "was not written by segvid export"),
+        ("other.ts", "was not written by segvid export"),
+        ("no.ts", "there is no file"),
+    ):
+        assert main(["predict", pictures, "--model", str(tmp_path / name)]) == 1
+        error = capsys.readouterr().err
+        assert said in error
+        assert len(error.strip().splitlines()) == 1
+    assert main(["predict", pictures]) == 1
+    assert "--ckpt_path --model" in capsys.readouterr().err
+
+
+def test_onnx_that_is_not_installed(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def missing(*_: Any, **__: Any) -> None:
+        raise ModuleNotFoundError("No module named 'onnxscript'", name="onnxscript")
+
+    monkeypatch.setattr(torch.onnx, "export", missing)
+    assert main(["export", "--ckpt_path", last(run), "--format", "onnx", "--output", str(tmp_path / "m")]) == 1
+    assert "pip install 'segvid[onnx]'" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(__import__("shutil").which("g++") is None, reason="AOTInductor needs a C++ compiler")
+def test_compiled_for_this_machine(run: Path, tmp_path: Path) -> None:
+    file = tmp_path / "m.pt2"
+    assert main(["export", "--ckpt_path", last(run), "--format", "pt2", "--compile", "--output", str(file)]) == 0
+    picture = np.random.default_rng(0).integers(0, 256, (40, 61, 3), dtype=np.uint8)
+    expected = load_trained(Path(last(run))).classes([picture], Inference())[0]
+    np.testing.assert_array_equal(load_exported(file).classes([picture], Inference())[0], expected)
