@@ -13,7 +13,9 @@ def main() -> int:
     """Installs and tests; returns pytest's exit code."""
     python = install("test")
     try:
-        return subprocess.call([str(python), "-m", "pytest", *sys.argv[1:]], cwd=ROOT)
+        # One process a core; a slow file does not keep the others waiting.
+        parallel = ["-n", "auto", "--dist", "worksteal"]
+        return subprocess.call([str(python), "-m", "pytest", *parallel, *sys.argv[1:]], cwd=ROOT)
     except KeyboardInterrupt:
         return 130
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from segvid.attention.context import PyramidObjectContext
 from segvid.attention.context.interlaced import BlockAttention
 from segvid.errors import UserError
 from segvid.export.graph import InferenceGraph
@@ -48,10 +49,14 @@ def size_rule(graph: InferenceGraph, kind: str) -> SizeRule:
             graph(torch.zeros(1, 3, 75, 118))
     except (RuntimeError, ValueError, AssertionError):
         return SizeRule(32, 32, "the backbone takes multiples of 32 only")
-    blocks = [max(m.block) for m in graph.modules() if isinstance(m, BlockAttention)]
-    if kind in ("pt2", "aoti") and blocks:
+    # torch.export takes a length of 1 for another kind of graph than 2 and more.
+    positions = [max(m.block) for m in graph.modules() if isinstance(m, BlockAttention)]  # so that there are two blocks
+    positions += [2 * max(m.sizes) - 1 for m in graph.modules() if isinstance(m, PyramidObjectContext)]  # two in each
+    if kind in ("pt2", "aoti") and positions:
         stride = int(graph.backbone.strides[-1])  # type: ignore[index]
-        return SizeRule(1, stride * max(blocks) + 1, "torch.export fixes that a map is more than one block")
+        return SizeRule(
+            1, stride * max(positions) + 1, "torch.export fixes whether there is one block or position, or more"
+        )
     return SizeRule()
 
 

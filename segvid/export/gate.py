@@ -49,8 +49,9 @@ def cases(rule: SizeRule, picture: Array, input_type: str) -> dict[str, Array]:
     for batch, height, width in SIZES:
         shape = (batch, 3, rule.fit(height), rule.fit(width))
         found[f"noise {len(found) + 1}"] = generator.integers(0, 256, shape, dtype=np.uint8)
-    height, width = (length // rule.multiple * rule.multiple for length in picture.shape[:2])
-    found["picture"] = np.ascontiguousarray(picture[:height, :width].transpose(2, 0, 1)[None])
+    missing = [(0, rule.fit(length) - length) for length in picture.shape[:2]]
+    whole = np.pad(picture, (*missing, (0, 0)), mode="wrap")
+    found["picture"] = np.ascontiguousarray(whole.transpose(2, 0, 1)[None])
     return found if input_type == "uint8" else {k: v.astype(np.float32) / np.float32(255) for k, v in found.items()}
 
 

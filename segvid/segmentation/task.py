@@ -136,7 +136,10 @@ class SegmentationTask(LightningModule):
         return resize(self.evaluated_map(self.backbone, self.head, image), image.shape[-2:])
 
     def class_scores(self, image: Tensor, size: Sequence[int]) -> Tensor:
-        """Scores of the classes at any size, by the way set in `inference`: (B, 3, H, W) -> (B, num_classes, *size)."""
+        """Scores of the classes at any size, by the way set in `inference`: (B, 3, H, W) -> (B, num_classes, *size).
+
+        From logits at the size of the image, as mmsegmentation does, and as an exported file gives them.
+        """
         return class_scores(self, image, size, self.inference)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:

@@ -1,5 +1,6 @@
 """`segvid compare`: what is planned, what is run again, what the report says."""
 
+import functools
 import json
 import os
 import re
@@ -403,7 +404,11 @@ def test_a_run_that_was_killed_after_its_last_step_is_only_evaluated(
 def test_an_interrupted_comparison_goes_on(tmp_path: Path) -> None:
     file = write_comparison(tmp_path, f"  - {HEADS / 'fcn.yaml'}\n  - {HEADS / 'pspnet.yaml'}")
     command = [sys.executable, "-m", "segvid", "compare", "--config", str(file)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    # Where the tests run in the background, SIGINT is ignored, and children inherit that.
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
     first = tmp_path / "out/runs/fcn-seed0/result.json"
     second = tmp_path / "out/runs/pspnet-seed0/log.txt"
     for _ in range(600):

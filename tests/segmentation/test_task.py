@@ -362,6 +362,7 @@ def independent_counts(task: SegmentationTask, batches: list[Batch], classes: in
     for batch in batches:
         with torch.no_grad():
             logits = task.head(task.backbone(batch["image"]))
+            logits = F.interpolate(logits, batch["image"].shape[-2:], mode="bilinear", align_corners=False)
             logits = F.interpolate(logits, batch["mask"].shape[-2:], mode="bilinear", align_corners=False)
         prediction, mask = logits.argmax(1).numpy(), batch["mask"].numpy()
         np.add.at(counts, (mask[mask != 255], prediction[mask != 255]), 1)
