@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from segvid.allowed import allow
-from segvid.errors import user_message
+from segvid.errors import fault, user_message
 
 USAGE = """\
 usage: segvid <command> [options]          (lightning <command> and python -m segvid <command> are the same)
@@ -83,7 +83,7 @@ def main(args: Sequence[str] | None = None) -> int:
         print(f"segvid: there is no command {command!r}.\n\n{USAGE}", end="", file=sys.stderr)
         return 2
     except Exception as error:
-        message = user_message(error)
+        message = user_message(error) or fault(error)
         if debug or message is None:
             raise
         print(f"segvid {command}: {message}", file=sys.stderr)

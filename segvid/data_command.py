@@ -15,6 +15,7 @@ from rich.table import Table
 from segvid.data.check import DataReport, check, class_weights
 from segvid.data.segmentation import SegmentationDataModule
 from segvid.errors import UserError
+from segvid.files import write_whole
 
 USAGE = """\
 usage: segvid data check --config RECIPE [--data.init_args.root ...] [--output check.json]
@@ -65,12 +66,15 @@ def data_command(words: Sequence[str]) -> int:
             console.print(f"{name}: {weight:.4f}", highlight=False)
         numbers = ",".join(f"{weight:.4f}" for weight in weights)
         console.print(f"--model.init_args.loss.init_args.class_weights=[{numbers}]", highlight=False, soft_wrap=True)
+        console.print(
+            "(where the loss is CrossEntropy; in a WeightedSum they belong to its CrossEntropy, in the recipe)"
+        )
         return 0
     report = read(data, list(dict.fromkeys(("train", "val", data.test_split))), console)
     show(report, console)
     if options.output is not None:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(json.dumps(report.asdict(), indent=1) + "\n")
+        text = json.dumps(report.asdict(), indent=1) + "\n"
+        write_whole(options.output, lambda partial: partial.write_text(text))
     return 1 if report.faults else 0
 
 

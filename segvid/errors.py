@@ -8,6 +8,9 @@ OUT_OF_MEMORY = (
 )
 
 
+USERS = ("MisconfigurationException", "InvalidCxxCompiler", "NotImplementedError")  # of Lightning and torch
+
+
 class UserError(Exception):
     """What is wrong, in which file or option, and what to do about it."""
 
@@ -26,10 +29,21 @@ def user_message(error: BaseException | None) -> str | None:
             return str(error)
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             place = f" ({error.filename})" if error.filename else ""
-            return f"the disk is full{place}. Make room; what was written before is whole, and segvid resume goes on."
+            return f"the disk is full{place}. Make room; what was written before is whole (a training: segvid resume)."
         if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or _no_cpu_memory(error):
             return OUT_OF_MEMORY
         error = error.__cause__ or error.__context__
+    return None
+
+
+def fault(error: Exception) -> str | None:
+    """One line for an error of a library that in this program a user has caused: a path, a value, an option.
+
+    None for what is a fault of the program itself.
+    """
+    if type(error).__name__ in USERS or isinstance(error, OSError | ValueError | ZeroDivisionError | OverflowError):
+        text = " ".join(str(error).split())[:500] or "no message"
+        return f"{type(error).__name__}: {text} (--debug shows where.)"
     return None
 
 

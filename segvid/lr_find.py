@@ -50,6 +50,15 @@ class LearningRateFinder(SegvidCLI):
         super().add_arguments_to_parser(parser)
         parser.add_class_arguments(LearningRateRange, "lr_find")
 
+    def before_instantiate_classes(self) -> None:
+        """Refuses a checkpoint: its learning rates would be those of another training.
+
+        Raises:
+            UserError: one is named.
+        """
+        if self._get(self.config, "ckpt_path") is not None:
+            raise UserError("lr_find starts from the first weights: leave --ckpt_path out.")
+
     def fit(self, model: SegmentationTask, **options: Any) -> None:
         """Runs Lightning's range test and reports.
 

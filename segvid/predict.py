@@ -2,13 +2,15 @@
 
 import argparse
 import glob
+import json
+import math
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 import torch
@@ -19,6 +21,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from segvid.data.cityscapes import TRAIN_IDS
 from segvid.data.reading import Array, DataError, read_image, voc_palette
 from segvid.errors import UserError
+from segvid.files import write_whole
+from segvid.provenance import sha256
 from segvid.segmentation.inference import Inference
 from segvid.segmentation.pictures import colour
 from segvid.segmentation.trained import TrainedModel, load_trained
@@ -29,6 +33,7 @@ if TYPE_CHECKING:
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm")
 VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
 FORMATS = ("indices", "voc", "cityscapes")
+ORIGIN = ".segvid-predict.json"  # in the output folder: what its results were made with
 EPILOG = """\
 what is written below --output:
   indices     masks/<name>.png, palette images of class indices, and overlays/<name>.jpg
@@ -69,7 +74,9 @@ def predict(words: Sequence[str]) -> int:
     """Predicts what the options name; returns the exit code: 1 if a file could not be predicted."""
     options = parse(words)
     console = Console(markup=False)
-    sources = find_sources(options.inputs)
+    inside = options.output.resolve()  # results of an earlier run are no images to predict
+    sources = [source for source in find_sources(options.inputs) if inside not in source.path.resolve().parents]
+    check_outputs(sources, options)
     if options.format != "indices" and any(source.is_video for source in sources):
         raise UserError(f"--format {options.format} is of images: leave videos out.")
     how = Inference(
@@ -88,13 +95,17 @@ def predict(words: Sequence[str]) -> int:
         model = load_trained(options.ckpt_path)
         try:
             model.task.to(device)
-        except (RuntimeError, AssertionError) as error:
+            torch.zeros(1, device=device).cpu()  # where nothing can be computed, as on "meta"
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
             raise UserError(f"--device {device} cannot be used: {str(error).splitlines()[0]}") from error
     if options.format == "cityscapes" and len(model.class_names) != len(TRAIN_IDS):
         raise UserError(
             f"--format cityscapes needs the {len(TRAIN_IDS)} classes of Cityscapes; this model has "
             f"{len(model.class_names)}."
         )
+    file = options.model or options.ckpt_path
+    names = ("format", "window", "stride", "scales", "flip", "opacity")
+    check_origin(options.output, {"model": sha256(file)} | {name: getattr(options, name) for name in names})
     waiting = [source for source in sources if not all(file.is_file() for file in outputs(source, options))]
     console.print(f"{len(sources)} files, {len(sources) - len(waiting)} done already.", highlight=False)
     failed = []
@@ -136,6 +147,10 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     options = parser.parse_args(words)
     if not 0 <= options.opacity <= 1:
         raise UserError(f"--opacity is {options.opacity}; give a number from 0 to 1.")
+    if not all(math.isfinite(scale) and scale > 0 for scale in options.scales):
+        raise UserError(f"--scales {' '.join(map(str, options.scales))}: give positive numbers.")
+    if options.window is not None and min(options.window) < 1:
+        raise UserError(f"--window {' '.join(map(str, options.window))}: give positive sizes.")
     return options
 
 
@@ -143,7 +158,7 @@ def find_sources(inputs: Sequence[str]) -> list[Source]:
     """The files that the arguments name: files themselves, all images and videos below folders, matches of patterns.
 
     Raises:
-        UserError: an argument names nothing, or two files would be written to one name.
+        UserError: an argument names nothing.
     """
     found: list[Source] = []
     for text in inputs:
@@ -161,14 +176,45 @@ def find_sources(inputs: Sequence[str]) -> list[Source]:
                 raise UserError(f"there is no file, folder or match for {text!r}.")
             root = Path(os.path.commonpath([file.parent for file in files]))
             found += [Source(file, file.relative_to(root).with_suffix("")) for file in files]
+    return list({source.path: source for source in found}.values())
+
+
+def check_outputs(sources: Sequence[Source], options: argparse.Namespace) -> None:
+    """Every result has a file of its own.
+
+    Raises:
+        UserError: two would be written to one file.
+    """
     taken: dict[Path, Path] = {}
-    for source in found:
-        if taken.setdefault(source.name, source.path) != source.path:
-            raise UserError(
-                f"{taken[source.name]} and {source.path} would both be written as {source.name}: predict them into "
-                "different --output folders."
-            )
-    return [Source(path, name) for name, path in taken.items()]
+    for source in sources:
+        for file in outputs(source, options):
+            if taken.setdefault(file, source.path) != source.path:
+                raise UserError(
+                    f"{taken[file]} and {source.path} would both be written as {file}: predict them into different "
+                    "--output folders."
+                )
+
+
+def check_origin(output: Path, origin: dict[str, Any]) -> None:
+    """What lies in the folder already is of the same model and options.
+
+    Raises:
+        UserError: it is not.
+    """
+    note = output / ORIGIN
+    if not note.is_file():
+        write_whole(note, lambda partial: partial.write_text(json.dumps(origin, indent=1) + "\n"))
+        return
+    try:
+        before = json.loads(note.read_text())
+    except ValueError:
+        before = {}
+    changed = [name for name in origin if before.get(name) != origin[name]]
+    if changed:
+        raise UserError(
+            f"{output} holds predictions with another {', '.join(changed)}, and what is done is not predicted again. "
+            "Choose another --output, or delete that folder."
+        )
 
 
 def outputs(source: Source, options: argparse.Namespace) -> list[Path]:
@@ -195,7 +241,7 @@ def predict_one(
     if source.is_video:
         overlay_video(source.path, files[0], model, how, options.opacity)
         return
-    picture = read_image(source.path)
+    picture = read_image(source.path, upright=True)
     (classes,) = model.classes([picture], how)
     if options.format == "cityscapes":
         images = [Image.fromarray(np.array(TRAIN_IDS, dtype=np.uint8)[classes])]
@@ -221,23 +267,6 @@ def blend(picture: Array, classes: Array, palette: Sequence[Sequence[int]], opac
     """The colours of the classes over the picture, (H, W, 3)."""
     mixed = (1 - opacity) * picture.astype(np.float32) + opacity * colour(classes, palette).astype(np.float32)
     return np.asarray(np.round(mixed).astype(np.uint8))
-
-
-def write_whole(file: Path, save: Callable[[Path], object]) -> None:
-    """Saves under a temporary name first, so that an interrupted run leaves no half file that counts as done.
-
-    Raises:
-        UserError: it cannot be written.
-    """
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f".partial-{os.getpid()}-{file.name}")
-    try:
-        save(partial)
-        partial.replace(file)
-    except OSError as error:
-        raise UserError(f"{file} cannot be written: {error.strerror or error}.") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def overlay_video(
@@ -280,8 +309,12 @@ def frames(source: Path) -> Iterator[tuple[Array, Fraction]]:
         with av.open(str(source)) as container:
             if not container.streams.video:
                 raise DataError(source, "has no picture.")
-            rate = Fraction(container.streams.video[0].average_rate or 25)
+            stream = container.streams.video[0]
+            rate, count = Fraction(stream.average_rate or 25), 0
             for frame in container.decode(video=0):
+                count += 1
                 yield np.asarray(frame.to_ndarray(format="rgb24"), dtype=np.uint8), rate
+            if count < 0.95 * stream.frames:  # what the file says; decoders pass over damage silently
+                raise DataError(source, f"is damaged: {count} of its {stream.frames} frames can be read.")
     except av.error.FFmpegError as error:
         raise DataError(source, f"cannot be read as a video ({error.strerror}).") from error

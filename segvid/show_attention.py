@@ -9,6 +9,7 @@ from rich.console import Console
 
 from segvid.data.reading import read_image
 from segvid.errors import UserError
+from segvid.files import write_whole
 from segvid.segmentation.attention_maps import attention_maps, draw, query_points
 from segvid.segmentation.trained import load_trained
 
@@ -33,7 +34,7 @@ def show_attention(words: Sequence[str]) -> int:
     model = load_trained(options.ckpt_path)
     if not options.image.is_file():
         raise UserError(f"there is no image {options.image} (--image).")
-    picture = read_image(options.image)
+    picture = read_image(options.image, upright=True)
     height, width = picture.shape[:2]
     point = (width // 2, height // 2) if options.point is None else parse_point(options.point, width, height)
     picture = model.resized(picture)  # the size that the head was trained for
@@ -43,8 +44,7 @@ def show_attention(words: Sequence[str]) -> int:
     points = query_points(height, width) if options.all else [point]
     queries = [(p, attention_maps(model.task, image, p)) for p in points]
     content = draw(picture, queries, with_regions=8 if options.all else 0)
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_bytes(content)
+    write_whole(options.output, lambda partial: partial.write_bytes(content))
     names = ", ".join(found.mechanism for found in queries[0][1])
     Console(markup=False).print(f"{options.output}: {type(model.task.head).__name__} ({names})", highlight=False)
     return 0

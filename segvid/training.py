@@ -22,6 +22,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, RichProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
@@ -31,6 +32,8 @@ import segvid.segmentation.heads
 import segvid.segmentation.losses
 import segvid.segmentation.schedule
 from segvid.allowed import explain_refusal, restrict_imports
+from segvid.checkpoints import WholeCheckpointIO
+from segvid.data.sampling import TrainingSampler
 from segvid.data.segmentation import SegmentationDataModule
 from segvid.errors import UserError, user_message
 from segvid.segmentation.clock import TrainingClock
@@ -52,6 +55,7 @@ IRRELEVANT = [
     r".*The dirpath has changed from .* to .*, therefore.*",
     r".*Checkpoint directory .* exists and is not empty.*",
     r"\s*skip_none parameter was deprecated.*",
+    r".*You're resuming from a checkpoint that ended before the epoch ended.*",  # the sampler goes on where it was
     r".*It is recommended to use `self.log\('(val|test)/.*sync_dist=True.*",  # all processes have the same figures
     r".*`pin_memory` argument is set as true but no accelerator.*",
 ]
@@ -127,20 +131,29 @@ class Checkpoints(ModelCheckpoint):
 
 
 class RandomStreams(Callback):
-    """Seeds torch anew in every epoch, from the run's seed, the epoch and the process.
+    """Seeds torch anew before every batch, from the run's seed, epoch, batch and process.
 
-    So a resumed training sees the crops and the dropout that it would have seen: all that is random here comes from
-    torch, the augmentation too.
+    So a training that is resumed, wherever it stopped, has the dropout that it would have had. (Its crops follow from
+    seed, epoch and index: `segvid.data.sampling`.)
     """
 
     def __init__(self) -> None:
         self.seed = torch.initial_seed()
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Seeds; the first epoch has the run's own seed."""
-        if trainer.current_epoch > 0:
-            words = (self.seed, trainer.current_epoch, trainer.global_rank)
-            torch.manual_seed(int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0]))
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Starts the loader of an epoch that was stopped in the middle anew: Lightning does before it knows of that."""
+        loop = trainer.fit_loop
+        if 0 < loop.epoch_loop.batch_progress.current.ready < trainer.num_training_batches:
+            sampler = getattr(trainer.train_dataloader, "sampler", None)
+            if isinstance(sampler, TrainingSampler):
+                sampler.set_epoch(trainer.current_epoch)
+                assert loop._data_fetcher is not None
+                iter(loop._data_fetcher)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Seeds."""
+        words = (self.seed, trainer.current_epoch, batch_idx, trainer.global_rank)
+        torch.manual_seed(int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0]))
 
 
 class SegvidCLI(LightningCLI):
@@ -207,10 +220,12 @@ class SegvidCLI(LightningCLI):
             UserError: there is none, or it is none.
         """
         path = self._get(self.config, "ckpt_path")
-        if path is not None and path not in ("best", "last", "hpc") and "://" not in path and not Path(path).is_file():
-            raise UserError(f"there is no checkpoint {path} (--ckpt_path).")
-        if path is not None and Path(path).is_file():
-            read_checkpoint(Path(path))
+        if path is not None:
+            content = read_checkpoint(Path(path))
+            if self.subcommand == "fit" and "optimizer_states" not in content:
+                raise UserError(f"{path} holds weights only, and a training cannot go on from it (--ckpt_path).")
+        elif self.subcommand in ("validate", "test"):
+            raise UserError("name the weights to evaluate: --ckpt_path RUN/checkpoints/best.ckpt.")
 
     def after_fit(self) -> None:
         """Evaluates the weights at the end, if training did not stop at a validation."""
@@ -225,7 +240,7 @@ class SegvidCLI(LightningCLI):
         """
         try:
             super().instantiate_classes()
-        except ValueError as error:
+        except (ValueError, TypeError, RuntimeError, IndexError, ZeroDivisionError) as error:
             message = user_message(error)
             if message is not None:
                 raise UserError(message) from error
@@ -257,6 +272,8 @@ class SegvidCLI(LightningCLI):
             # Those of the config come after: the first one's folder is the run's, which resume and predict read.
             kwargs["logger"] = [tensorboard, metrics, *(_as_list(config.logger) if config.logger is not True else [])]
             callbacks.append(LearningRateMonitor("step"))
+        if not any(isinstance(plugin, CheckpointIO) for plugin in _as_list(config.plugins)):
+            kwargs["plugins"] = [*_as_list(config.plugins), WholeCheckpointIO()]
         self.trainer_defaults["callbacks"] = callbacks
         return super().instantiate_trainer(**kwargs)
 

@@ -170,13 +170,13 @@ def test_a_stopped_training_is_resumed_with_nothing_lost(tmp_path: Path, monkeyp
 
     def power_cut(task: SegmentationTask, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
         if task.global_step == 12:
-            raise OSError("power cut")
+            raise RuntimeError("power cut")
         return original(task, batch, batch_idx)
 
     with monkeypatch.context() as patch:
         patch.setattr(SegmentationTask, "training_step", power_cut)
         patch.chdir(tmp_path)
-        with pytest.raises(OSError, match="power cut"):
+        with pytest.raises(RuntimeError, match="power cut"):
             main(["fit", *words("fcn"), *options])
     (folder,) = tmp_path.glob("runs/*/version_0")
     assert steps_of(folder) == {"best": 8, "last": 8}
@@ -380,6 +380,69 @@ def test_want_of_memory_and_of_disk_are_one_sentence(
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("segvid fit: ")]
     assert len(lines) == 1
     assert said in lines[0]
+
+
+@pytest.mark.parametrize("command", ["validate", "test"])
+def test_untrained_weights_are_not_evaluated(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([command, *words("fcn")]) == 1
+    assert "name the weights to evaluate: --ckpt_path" in capsys.readouterr().err
+
+
+def test_broken_weights_are_not_evaluated_and_not_saved(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One step of a huge learning rate, the last of its epoch: the next to look at the weights is the validation."""
+    rate = ["--model.init_args.optimizer.init_args.lr=1e30", "--model.init_args.lr_scheduler.init_args.warmup_steps=0"]
+    epochs = ["--data.init_args.train_scenes=4", "--trainer.check_val_every_n_epoch=1", "--trainer.max_epochs=2"]
+    assert main(["fit", *words("fcn"), *rate, *epochs, f"--trainer.default_root_dir={tmp_path}"]) == 1
+    assert "Scores of the model are no numbers at step 1" in capsys.readouterr().err
+    assert not list(tmp_path.rglob("*.ckpt"))
+
+
+def test_weights_only_are_no_training_to_go_on_with(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    for key in ("optimizer_states", "lr_schedulers", "loops"):
+        del content[key]
+    torch.save(content, tmp_path / "weights.ckpt")
+    assert main(["fit", *words("ccnet"), "--ckpt_path", str(tmp_path / "weights.ckpt")]) == 1
+    assert "holds weights only" in capsys.readouterr().err
+    assert (
+        main(
+            [
+                "validate",
+                *words("ccnet"),
+                "--ckpt_path",
+                str(tmp_path / "weights.ckpt"),
+                "--trainer.logger=false",
+                f"--trainer.default_root_dir={tmp_path}",
+            ]
+        )
+        == 0
+    )
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--data.init_args.batch_size=0"],
+        ["--data.init_args.num_workers=-1"],
+        ["--model.init_args.optimizer.init_args.lr=-1"],
+        ["--model.init_args.head.init_args.channels=0"],
+        ["--model.init_args.head.init_args.in_index=7"],
+        ["--trainer.devices=0"],
+        ["--trainer.check_val_every_n_epoch=0"],
+        ["--trainer.default_root_dir=/proc/nowhere"],
+        ["--checkpoint.monitor=val/miou", "--trainer.max_epochs=1", "--trainer.check_val_every_n_epoch=1"],
+        ["--ckpt_path=last"],
+    ],
+)
+def test_impossible_values_are_one_sentence(
+    options: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["fit", *words("fcn"), f"--trainer.default_root_dir={tmp_path}", *options]) == 1
+    said = capfd.readouterr()
+    assert "Traceback" not in said.err + said.out
+    assert said.err.strip().splitlines()[-1].startswith("segvid fit: ")
 
 
 def test_averaged_weights_are_what_is_evaluated_saved_and_resumed(tmp_path: Path) -> None:

@@ -56,6 +56,46 @@ def test_a_signal_saves_and_says_how_to_go_on(number: signal.Signals, tmp_path: 
 
 
 @pytest.mark.parametrize("workers", [0, 2])
+def test_a_training_stopped_inside_an_epoch_ends_with_the_weights_of_one_that_never_stopped(
+    workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """SIGTERM at step 13, in the second epoch of 8: no scene of the epoch is seen twice or left out."""
+    seen: dict[str, dict[int, list[str]]] = {"whole": {}, "cut": {}}
+    options = [*words("danet"), "--trainer.max_epochs=3", "--trainer.check_val_every_n_epoch=3"]
+    options += [f"--data.init_args.num_workers={workers}", "--trainer.deterministic=true"]
+    original = SegmentationTask.training_step
+
+    def watch(name: str, stop: int | None) -> None:
+        def step(task: SegmentationTask, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
+            if task.global_step == stop:
+                signal.raise_signal(signal.SIGTERM)  # Lightning finishes the step
+            seen[name][task.global_step] = [str(float(image.sum())) for image in batch["image"]]
+            return original(task, batch, batch_idx)
+
+        monkeypatch.setattr(SegmentationTask, "training_step", step)
+
+    watch("whole", None)
+    assert main(["fit", *options, f"--trainer.default_root_dir={tmp_path / 'whole'}"]) == 0
+    watch("cut", 12)
+    assert main(["fit", *options, f"--trainer.default_root_dir={tmp_path / 'cut'}"]) == 143
+    assert "stopped at step 13" in capsys.readouterr().err
+    assert set(seen["cut"]) == set(range(13))
+    watch("cut", None)
+    torch.manual_seed(123)  # another process, another state
+    (run,) = tmp_path.glob("cut/*/version_0")
+    assert main(["resume", str(run)]) == 0
+    torch.use_deterministic_algorithms(False)
+    assert seen["cut"] == seen["whole"]
+    assert set(seen["whole"]) == set(range(24))
+    whole, resumed = (
+        torch.load(next(tmp_path.glob(f"{name}/*/version_0/checkpoints/last.ckpt")), weights_only=True)["state_dict"]
+        for name in ("whole", "cut")
+    )
+    for key, value in whole.items():
+        assert torch.equal(resumed[key], value), key
+
+
+@pytest.mark.parametrize("workers", [0, 2])
 def test_a_resumed_training_ends_with_the_weights_of_one_that_never_stopped(
     workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -74,12 +114,12 @@ def test_a_resumed_training_ends_with_the_weights_of_one_that_never_stopped(
 
     def power_cut(task: SegmentationTask, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
         if task.global_step == 5:
-            raise OSError("power cut")
+            raise RuntimeError("power cut")
         return original(task, batch, batch_idx)
 
     with monkeypatch.context() as patch:
         patch.setattr(SegmentationTask, "training_step", power_cut)
-        with pytest.raises(OSError, match="power cut"):
+        with pytest.raises(RuntimeError, match="power cut"):
             main(["fit", *recipe, *options, f"--trainer.default_root_dir={tmp_path / 'cut'}"])
     torch.manual_seed(123)  # another process, another state
     (run,) = tmp_path.glob("cut/*/version_0")

@@ -1,5 +1,6 @@
 """`segvid predict`: what is written, where, and what a bad input does."""
 
+import re
 from pathlib import Path
 
 import av
@@ -11,7 +12,7 @@ from PIL import Image
 from segvid.cli import main
 from segvid.data.cityscapes import TRAIN_IDS
 from segvid.data.reading import voc_palette
-from segvid.predict import blend, find_sources
+from segvid.predict import ORIGIN, blend, find_sources
 from segvid.segmentation.inference import Inference
 from segvid.segmentation.trained import load_trained
 
@@ -31,7 +32,8 @@ def predict(run: Path, tmp_path: Path, *words: str) -> int:
 
 
 def written(tmp_path: Path) -> set[str]:
-    return {str(file.relative_to(tmp_path / "out")) for file in (tmp_path / "out").rglob("*") if file.is_file()}
+    files = [file.relative_to(tmp_path / "out") for file in (tmp_path / "out").rglob("*") if file.is_file()]
+    return {str(file) for file in files if file.name != ORIGIN}
 
 
 def test_masks_hold_the_classes_and_the_palette_of_the_data(run: Path, tmp_path: Path) -> None:
@@ -80,6 +82,49 @@ def test_what_is_done_is_not_predicted_again(run: Path, tmp_path: Path, capsys: 
     assert (tmp_path / "out/overlays/a.jpg").is_file()
 
 
+def test_predictions_of_another_model_or_in_another_way_are_not_mixed(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photo(tmp_path / "in/a.png")
+    assert predict(run, tmp_path, str(tmp_path / "in")) == 0
+    assert predict(run, tmp_path, str(tmp_path / "in"), "--flip") == 1
+    assert "holds predictions with another flip" in capsys.readouterr().err
+    other = tmp_path / "other.ckpt"
+    content = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    torch.save(content | {"epoch": 99}, other)
+    words = ["--ckpt_path", str(other), "--output", str(tmp_path / "out"), "--device", "cpu"]
+    assert main(["predict", str(tmp_path / "in"), *words]) == 1
+    assert "holds predictions with another model" in capsys.readouterr().err
+
+
+def test_results_below_the_pictures_are_no_pictures(run: Path, tmp_path: Path) -> None:
+    photo(tmp_path / "a.png")
+    for _ in range(2):
+        assert predict(run, tmp_path, str(tmp_path)) == 0
+        assert written(tmp_path) == {"masks/a.png", "overlays/a.jpg"}
+
+
+def test_a_photo_is_turned_as_viewers_show_it(run: Path, tmp_path: Path) -> None:
+    upright = photo(tmp_path / "in/upright.png")
+    lying = Image.open(upright).transpose(Image.Transpose.ROTATE_90)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
+    lying.save(tmp_path / "in/lying.png", exif=exif)
+    assert predict(run, tmp_path, str(tmp_path / "in")) == 0
+    masks = [np.asarray(Image.open(tmp_path / f"out/masks/{name}.png")) for name in ("upright", "lying")]
+    np.testing.assert_array_equal(masks[0], masks[1])
+
+
+def test_a_damaged_video_is_said_to_be(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    video = make_video(tmp_path / "drive.avi", count=40)
+    content = bytearray(video.read_bytes())
+    content[len(content) // 4 : 3 * len(content) // 4] = bytes(len(content) // 2)
+    video.write_bytes(content)
+    assert predict(run, tmp_path, str(video)) == 1
+    assert re.search(r"drive.avi: (is damaged: \d+ of its 40 frames|cannot be read)", capsys.readouterr().err)
+    assert written(tmp_path) == set()
+
+
 def test_the_tree_of_the_voc_server(run: Path, tmp_path: Path) -> None:
     picture = photo(tmp_path / "2008_000001.jpg")
     assert predict(run, tmp_path, str(picture), "--format", "voc") == 0
@@ -109,7 +154,7 @@ def make_video(path: Path, size: tuple[int, int] = (48, 34), count: int = 5) -> 
         stream = out.add_stream("mpeg4", rate=10)
         stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
         for index in range(count):
-            pixels = np.full((size[1], size[0], 3), 40 * index, dtype=np.uint8)
+            pixels = np.full((size[1], size[0], 3), 40 * (index % 6), dtype=np.uint8)
             out.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
         out.mux(stream.encode(None))
     return path
@@ -156,9 +201,14 @@ def test_patterns_and_names(tmp_path: Path) -> None:
     ("words", "said"),
     [
         (["nowhere.jpg"], "no file, folder or match for 'nowhere.jpg'"),
-        (["x", "z"], "would both be written as 1"),
+        (["x", "z"], "would both be written as predictions/masks/1.png"),
         (["empty"], "no image or video below empty"),
         (["x", "--opacity", "2"], "--opacity is 2.0"),
+        (["x", "--scales", "nan"], "give positive numbers"),
+        (["x", "--window", "-3", "4"], "give positive sizes"),
+        (["x", "y", "--format", "voc"], "would both be written as"),
+        (["x", "--output", "x/1.png"], "x/1.png"),
+        (["x", "--device", "meta"], "--device meta cannot be used"),
         (["x", "--format", "coco"], "--format"),
         (["x", "--window", "8", "8", "--stride", "9", "9"], "leaves pixels out"),
         (["v.mp4", "--format", "voc"], "leave videos out"),
@@ -177,6 +227,7 @@ def test_mistakes_are_one_sentence(
     monkeypatch.chdir(tmp_path)
     photo(tmp_path / "x/1.png")
     photo(tmp_path / "z/1.png")
+    photo(tmp_path / "y/deep/1.png")
     (tmp_path / "empty").mkdir()
     make_video(tmp_path / "v.mp4")
     options = [] if "--ckpt_path" in words else ["--ckpt_path", str(run / "checkpoints/last.ckpt")]

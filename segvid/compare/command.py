@@ -3,8 +3,10 @@
 import json
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from segvid.compare.config import Comparison, Run, parse, plan
-from segvid.compare.report import console_table, gather, write_report
+from segvid.compare.report import console_table, gather, write, write_report
 from segvid.errors import UserError
 
 
@@ -36,6 +38,8 @@ def compare(words: Sequence[str]) -> int:
     command = shlex.join(["segvid", "compare", *words])
     done = sum(finished(run) is not None for run in runs)
     console.print(f"{comparison.title}: {len(runs)} runs, {done} done already. All files: {output}", highlight=False)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, interrupt)
     try:
         for index, run in enumerate(runs):
             label = f"[{index + 1}/{len(runs)}] {run.label}"
@@ -60,13 +64,24 @@ def compare(words: Sequence[str]) -> int:
     return 0 if all(row["status"] == "done" for row in results["rows"]) else 1
 
 
+def interrupt(number: int, frame: object) -> None:
+    """SIGTERM is Ctrl-C: the training that runs is stopped too, and saves."""
+    raise KeyboardInterrupt
+
+
 def finished(run: Run) -> dict[str, Any] | None:
     """The result of a run that is done and was made from the same configuration."""
-    file = run.folder / "result.json"
-    if not file.is_file():
-        return None
-    result: dict[str, Any] = json.loads(file.read_text())
-    return result if result["fingerprint"] == run.fingerprint and result["status"] == "done" else None
+    result = read_json(run.folder / "result.json")
+    return result if result.get("fingerprint") == run.fingerprint and result["status"] == "done" else None
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The content of a file of a run; empty if there is none, or a machine stopped in the middle of it."""
+    try:
+        content: dict[str, Any] = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return {}
+    return content
 
 
 def execute(run: Run, comparison: Comparison, label: str, console: Console) -> dict[str, Any]:
@@ -82,10 +97,10 @@ def execute(run: Run, comparison: Comparison, label: str, console: Console) -> d
         "fingerprint": run.fingerprint,
         "images": comparison.images,
     }
-    if spec_file.is_file() and json.loads(spec_file.read_text())["fingerprint"] != run.fingerprint:
+    if spec_file.is_file() and read_json(spec_file).get("fingerprint") != run.fingerprint:
         shutil.rmtree(run.folder)  # made from another configuration
     run.folder.mkdir(parents=True, exist_ok=True)
-    spec_file.write_text(json.dumps(spec, indent=1) + "\n")
+    write(spec_file, json.dumps(spec, indent=1) + "\n")
     for stale in ("result.json", "progress.json"):
         (run.folder / stale).unlink(missing_ok=True)
     with (run.folder / "log.txt").open("a") as log:
@@ -99,15 +114,15 @@ def execute(run: Run, comparison: Comparison, label: str, console: Console) -> d
             process.wait()
             raise
     file = run.folder / "result.json"
-    if file.is_file():
-        result: dict[str, Any] = json.loads(file.read_text())
+    result = read_json(file)
+    if result:
         return result
     reason = f"stopped with exit code {process.returncode}; see {run.folder / 'log.txt'}"
     if process.returncode < 0:
         reason = f"killed by signal {-process.returncode}" + (" (out of memory?)" if process.returncode == -9 else "")
     result = {"name": run.name, "variant": run.variant, "seed": run.seed, "fingerprint": run.fingerprint}
     result |= {"status": "failed", "reason": reason}
-    file.write_text(json.dumps(result, indent=1) + "\n")
+    write(file, json.dumps(result, indent=1) + "\n")
     return result
 
 

@@ -19,6 +19,7 @@ from segvid.compare.charts import Section, draw_section, draw_sheet
 from segvid.compare.config import Comparison, Run
 from segvid.compare.page import html_page
 from segvid.compare.table import by_variant, distance_table, facts, main_table
+from segvid.files import write_whole
 from segvid.provenance import commit
 
 CONVENTIONS = (
@@ -113,9 +114,7 @@ def write_report(results: dict[str, Any], output: Path) -> None:
 
 def write(file: Path, text: str) -> None:
     """Replaces the file in one step."""
-    partial = file.with_name(file.name + ".partial")
-    partial.write_text(text)
-    partial.replace(file)
+    write_whole(file, lambda partial: partial.write_text(text))
 
 
 def console_table(results: dict[str, Any]) -> Table:

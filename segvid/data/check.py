@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from segvid.data.reading import IGNORED, Array, DataError, map_labels, read_image, read_mask
+from segvid.data.reading import IGNORED, Array, DataError, map_labels, orientation, read_image, read_mask
 from segvid.data.segmentation import Pair, SegmentationDataModule
 from segvid.errors import UserError
 
@@ -152,6 +152,13 @@ def _read(data: SegmentationDataModule, split: str, pair: Pair, table: Array) ->
     except DataError as error:
         file = pair.image if str(error).startswith(str(pair.image)) else pair.mask
         return _Reading(pair, Fault(split, file, str(error).removeprefix(f"{file}: ")))
+    turned = orientation(pair.image)
+    if turned not in (0, 1):
+        reason = (
+            f"has the EXIF orientation {turned}: viewers show it turned, training does not turn it, and a mask drawn "
+            "on what they show does not fit. Save it upright, without orientation."
+        )
+        return _Reading(pair, Fault(split, pair.image, reason))
     if image.shape[:2] != mask.shape:
         sizes = f"{mask.shape[1]} x {mask.shape[0]} pixels, but its image {pair.image} is"
         reason = f"is {sizes} {image.shape[1]} x {image.shape[0]}."

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from segvid.errors import UserError
 
@@ -29,16 +29,28 @@ class DataError(UserError):
         super().__init__(str(path) if reason is None else f"{path}: {reason}")
 
 
-def read_image(path: Path) -> Array:
-    """An image as RGB, (H, W, 3) uint8. The EXIF orientation is not applied: masks are drawn on the stored pixels.
+def read_image(path: Path, *, upright: bool = False) -> Array:
+    """An image as RGB, (H, W, 3) uint8.
+
+    Args:
+        path: of the image.
+        upright: turn it as its EXIF orientation says. Masks are drawn on the stored pixels: data sets leave it.
 
     Raises:
         DataError: missing, truncated, not an image, or of more than 8 bits a channel.
     """
     image, stored = _open(path)
+    if upright:
+        image = ImageOps.exif_transpose(image) or image
     if image.mode.startswith(("I", "F")) or stored.startswith(DEEP):
         raise DataError(path, f"has more than 8 bits a channel (mode {stored}). Convert it to 8-bit RGB first.")
     return np.asarray(image.convert("RGB"))
+
+
+def orientation(path: Path) -> int:
+    """The EXIF orientation of an image, 1 to 8; 1 is upright, and what a file without one has."""
+    with Image.open(path) as image:
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
 
 
 def read_mask(path: Path, palette: Sequence[Sequence[int]] | None = None) -> Array:

@@ -8,7 +8,7 @@ already, and they would be counted twice. Here they are loaded too, so that all 
 (a process without any would leave the others waiting), but their masks say "ignored" everywhere.
 """
 
-from collections.abc import Iterator, Sized
+from collections.abc import Callable, Iterator, Sized
 from typing import cast
 
 import numpy as np
@@ -27,14 +27,25 @@ class TrainingSampler(DistributedSampler[int]):
         num_replicas: number of processes.
         rank: of this one.
         seed: of the order.
+        done: how many samples of the epoch that begins this process has seen already: before it was stopped in the
+            middle of it.
     """
 
-    def __init__(self, dataset: Dataset[Sample], *, num_replicas: int, rank: int, seed: int) -> None:
+    def __init__(
+        self,
+        dataset: Dataset[Sample],
+        *,
+        num_replicas: int,
+        rank: int,
+        seed: int,
+        done: Callable[[], int] = lambda: 0,
+    ) -> None:
         super().__init__(dataset, num_replicas=num_replicas, rank=rank, shuffle=True, seed=seed)
+        self.done = done
 
     def __iter__(self) -> Iterator[int]:
         first = self.epoch * len(cast(Sized, self.dataset))
-        indices = list(super().__iter__())
+        indices = list(super().__iter__())[self.done() :]
         self.epoch += 1  # where no trainer sets it
         return iter([first + index for index in indices])
 

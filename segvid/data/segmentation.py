@@ -230,13 +230,22 @@ class SegmentationDataModule(LightningDataModule):
         """The split named `test_split`, in order."""
         return self._loader(self.dataset(self.test_split, augmented=False), self.eval_batch_size, training=False)
 
+    def _batches_done(self) -> int:
+        """How many batches of the epoch that begins are trained already; only a resumed epoch has any."""
+        if self.trainer is None:
+            return 0
+        ready: int = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        return ready if ready < self.trainer.num_training_batches else 0
+
     def _loader(self, dataset: Dataset[Sample], batch_size: int, *, training: bool) -> DataLoader[Sample]:
         trainer = self.trainer
         processes, rank = (1, 0) if trainer is None else (trainer.world_size, trainer.global_rank)
         sampler: Sampler[int]
         if training:
             seed = torch.initial_seed() % 2**32  # the run's, since `seed_everything`
-            sampler = TrainingSampler(dataset, num_replicas=processes, rank=rank, seed=seed)
+            sampler = TrainingSampler(
+                dataset, num_replicas=processes, rank=rank, seed=seed, done=lambda: batch_size * self._batches_done()
+            )
             dataset = SeededDataset(dataset, seed)
         else:
             sampler = EvaluationSampler(dataset, num_replicas=processes, rank=rank)

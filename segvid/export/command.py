@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -54,7 +55,7 @@ def export(words: Sequence[str]) -> int:
             export_one(graph, model, kind, output, model.resized(picture), options, console)
         except UserError as error:
             failed = True
-            console.print(f"{output} is not written: {error}", highlight=False, soft_wrap=True)
+            print(f"segvid export: {output} is not written: {error}", file=sys.stderr)
     return int(failed)
 
 
@@ -70,7 +71,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     what.add_argument("--ckpt_path", type=Path, help="checkpoint: RUN/checkpoints/best.ckpt")
     what.add_argument("--config", action="append", help="recipe and head of an untrained model; may be repeated")
     parser.add_argument(
-        "--format", type=kinds, default=["torchscript"], help="torchscript, pt2, onnx, or several: torchscript,onnx"
+        "--format", type=kinds, help="torchscript (also without), pt2, onnx, or several: torchscript,onnx"
     )
     parser.add_argument("--output", type=Path, default=Path("model"), help="file to write (model.ts, .pt2, .onnx)")
     parser.add_argument("--output_type", choices=OUTPUT_TYPES, default="logits", help="what the file gives (logits)")
@@ -82,6 +83,15 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--compile", action="store_true", help="pt2: compile for this machine (needs a C++ compiler)")
     parser.add_argument("--image", type=Path, help="picture to compare on (one that scikit-learn ships)")
     options = parser.parse_args(words)
+    ending = {suffix: kind for kind, suffix in formats.SUFFIXES.items()}.get(options.output.suffix)
+    if options.format is None:
+        options.format = [ending or "torchscript"]
+    elif len(options.format) == 1 and ending not in (None, options.format[0]):
+        raise UserError(f"--output {options.output} is the name of a {ending} file; --format is {options.format[0]}.")
+    for kind in options.format:
+        file = output_file(options.output, kind, len(options.format))
+        if file.is_dir() or not file.name:
+            raise UserError(f"--output {file} is a folder; name a file.")
     if options.image is not None and not options.image.is_file():
         raise UserError(f"there is no image {options.image} (--image).")
     if options.optimize and "torchscript" not in options.format:
@@ -102,7 +112,7 @@ def kinds(text: str) -> list[str]:
 
 def output_file(output: Path, kind: str, count: int) -> Path:
     """The file of a format: as named; with the format's ending where there are several, or none was given."""
-    return output if count == 1 and output.suffix else output.with_suffix(formats.SUFFIXES[kind])
+    return output if not output.name or (count == 1 and output.suffix) else output.with_suffix(formats.SUFFIXES[kind])
 
 
 def untrained(configs: Sequence[str]) -> TrainedModel:
@@ -170,8 +180,8 @@ def export_one(
                 raise UserError(f"the record in the {kind} file cannot be read back.")
             note = Path(folder) / "record.json"
             note.write_text(text + "\n")
-            note.replace(output.with_name(output.name + ".json"))
             file.replace(output)
+            note.replace(output.with_name(output.name + ".json"))
     except OSError as error:
         raise UserError(f"{error.strerror or error} ({output}).") from error
     console.print(f"{output}: {output.stat().st_size / 1e6:.1f} MB, equal to the model.", highlight=False)

@@ -96,7 +96,9 @@ def write_torchscript(graph: InferenceGraph, image: Tensor, file: Path, *, optim
         if optimize:
             module = torch.jit.freeze(module)
             how += ", frozen and fused"
-        torch.jit.save(module, str(file))
+        content = io.BytesIO()  # torch aborts the process where the disk is full
+        torch.jit.save(module, content)
+    file.write_bytes(content.getvalue())
     return how
 
 
@@ -122,7 +124,9 @@ def write_pt2(graph: InferenceGraph, image: Tensor, file: Path, *, compiled: boo
         if compiled:
             torch._inductor.aoti_compile_and_package(program, package_path=str(file))
             return "exported and compiled (AOTInductor)"
-        torch.export.save(program, file)
+        content = io.BytesIO()
+        torch.export.save(program, content)
+    file.write_bytes(content.getvalue())
     return "exported"
 
 

@@ -158,19 +158,23 @@ class SegmentationTask(LightningModule):
         terms = [self.loss(resize(logits, mask.shape[-2:]), mask) for logits in maps]
         total = torch.stack([weight * term for weight, term in zip(weights, terms, strict=True)]).sum()
         if self.stop_at_wrong_loss and not total.isfinite():
-            files = batch.get("name")
-            raise UserError(
-                f"The loss is {float(total)} at step {self.trainer.global_step}"
-                + (f" ({', '.join(files)})" if files else "")
-                + ". Lower optimizer.init_args.lr, warm up (lr_scheduler.init_args.warmup_steps), set "
-                "trainer.gradient_clip_val, or trainer.precision to bf16-mixed or 32-true; last.ckpt is from before."
-            )
+            raise UserError(self._no_number(f"The loss is {float(total.detach())}", batch))
         size = len(mask)
         self.log("train/loss", total.detach(), prog_bar=True, batch_size=size)
         if len(terms) > 1:  # unweighted, one by one
             names = [f"train/loss_map{i}" for i in range(len(self.head.loss_weights))] + ["train/loss_auxiliary"]
             self.log_dict({n: t.detach() for n, t in zip(names, terms, strict=False)}, batch_size=size)
         return total
+
+    def _no_number(self, what: str, batch: dict[str, Any]) -> str:
+        files = batch.get("name")
+        return (
+            f"{what} at step {self.trainer.global_step}"
+            + (f" ({', '.join(files)})" if files else "")
+            + ". Lower optimizer.init_args.lr, warm up (lr_scheduler.init_args.warmup_steps), set "
+            "trainer.gradient_clip_val, or trainer.precision to bf16-mixed or 32-true. Checkpoints of the run are from "
+            "before."
+        )
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
         """Counts the batch; gives the predicted classes (B, H, W)."""
@@ -180,9 +184,11 @@ class SegmentationTask(LightningModule):
         """Counts the batch; gives the predicted classes (B, H, W)."""
         return self._evaluate(batch, "test")
 
-    def _evaluate(self, batch: dict[str, Tensor], stage: str) -> dict[str, Tensor]:
+    def _evaluate(self, batch: dict[str, Any], stage: str) -> dict[str, Tensor]:
         mask = batch["mask"]
         logits = self.class_scores(batch["image"], mask.shape[-2:])
+        if not logits.isfinite().all():
+            raise UserError(self._no_number("Scores of the model are no numbers", batch))
         prediction = logits.argmax(dim=1)
         self._metric(stage).update(prediction, mask)
         counted = (mask != IGNORED).flatten(1).any(dim=1).sum()  # samples that only fill up a round count nowhere

@@ -401,7 +401,8 @@ def test_a_run_that_was_killed_after_its_last_step_is_only_evaluated(
     assert again["images_per_second"] > 0
 
 
-def test_an_interrupted_comparison_goes_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_comparison_goes_on(number: signal.Signals, tmp_path: Path) -> None:
     file = write_comparison(tmp_path, f"  - {HEADS / 'fcn.yaml'}\n  - {HEADS / 'pspnet.yaml'}")
     command = [sys.executable, "-m", "segvid", "compare", "--config", str(file)]
     # Where the tests run in the background, SIGINT is ignored, and children inherit that.
@@ -416,13 +417,16 @@ def test_an_interrupted_comparison_goes_on(tmp_path: Path) -> None:
             break
         time.sleep(0.1)
     time.sleep(0.5)  # the second run's process has started
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     said = process.communicate(timeout=60)[0]
     assert process.returncode == 130, said
+    still = subprocess.run(["pgrep", "-f", str(tmp_path)], capture_output=True, text=True, check=False).stdout
+    assert not still.split(), "the training goes on by itself"
     assert "goes on where it stopped" in said
     rows = results_of(tmp_path)
     assert (rows["fcn"]["status"], rows["pspnet"]["status"]) == ("done", "not run yet")
     stamp = first.stat().st_mtime_ns
+    (tmp_path / "out/runs/pspnet-seed0/result.json").write_text('{"status": "do')  # a power cut
     assert main(["compare", "--config", str(file)]) == 0
     assert first.stat().st_mtime_ns == stamp
     assert results_of(tmp_path)["pspnet"]["status"] == "done"

@@ -139,7 +139,16 @@ def damage_same_content_in_both_splits(root: Path) -> Path:
     return copy
 
 
+def damage_turned(root: Path) -> Path:
+    file = root / "images/train/nested/c.png"
+    image, exif = Image.open(file), Image.Exif()
+    exif[0x0112] = 3
+    image.save(file, exif=exif)
+    return file
+
+
 DAMAGES = {
+    damage_turned: "has the EXIF orientation 3",
     damage_mask_missing: "there is no such mask for",
     damage_image_missing: "there is no image for this mask",
     damage_truncated_image: "cannot be read as an image",

@@ -198,7 +198,7 @@ def test_a_file_that_is_not_equal_is_not_written(
     file = tmp_path / "model.ts"
     file.write_text("what was there")
     assert main(["export", "--ckpt_path", last(run), "--output", str(file)]) == 1
-    assert "model.ts is not written: the torchscript file is not equal to the model" in capsys.readouterr().out
+    assert "model.ts is not written: the torchscript file is not equal to the model" in capsys.readouterr().err
     assert [f.name for f in tmp_path.iterdir()] == ["model.ts"]
     assert file.read_text() == "what was there"
 
@@ -213,7 +213,7 @@ def test_a_file_that_does_not_run_is_not_written(
     monkeypatch.setattr(formats, "write_torchscript", write)
     words = ["--format", "torchscript,pt2", "--output", str(tmp_path / "model")]
     assert main(["export", "--ckpt_path", last(run), *words]) == 1  # and the other format is written all the same
-    assert "model.ts is not written: the torchscript file does not run" in capsys.readouterr().out
+    assert "model.ts is not written: the torchscript file does not run" in capsys.readouterr().err
     assert sorted(f.name for f in tmp_path.iterdir()) == ["model.pt2", "model.pt2.json"]
 
 
@@ -276,6 +276,11 @@ def test_sizes_that_a_model_takes() -> None:
         (["--compile"], "--compile is for --format pt2"),
         (["--config", "x.yaml"], "not allowed with argument"),
         (["--output_type", "colours"], "--output_type"),
+        (
+            ["--format", "torchscript", "--output", "m.onnx"],
+            "m.onnx is the name of a onnx file; --format is torchscript",
+        ),
+        (["--output", "."], "--output . is a folder"),
     ],
 )
 def test_mistakes_are_one_sentence(
@@ -313,8 +318,13 @@ def test_onnx_that_is_not_installed(
 
     monkeypatch.setattr(torch.onnx, "export", missing)
     assert main(["export", "--ckpt_path", last(run), "--format", "onnx", "--output", str(tmp_path / "m")]) == 1
-    assert "pip install 'segvid[onnx]'" in capsys.readouterr().out
+    assert "pip install 'segvid[onnx]'" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_the_ending_says_the_format(run: Path, tmp_path: Path) -> None:
+    assert main(["export", "--ckpt_path", last(run), "--output", str(tmp_path / "m.pt2")]) == 0
+    assert json.loads(formats.read_record(tmp_path / "m.pt2"))["format"] == "pt2"
 
 
 @pytest.mark.slow

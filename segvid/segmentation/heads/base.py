@@ -57,6 +57,8 @@ def default_channels(channels: int | None, in_channels: int, division: int = 4) 
 
     On a small backbone not below 64 (or its own width): attention on a dozen channels does not learn.
     """
+    if channels is not None and channels < 1:
+        raise ValueError(f"channels is {channels}; a head needs at least one (head.init_args.channels).")
     return max(in_channels // division, min(in_channels, 64)) if channels is None else channels
 
 
