@@ -4,7 +4,8 @@ import errno
 
 OUT_OF_MEMORY = (
     "out of memory. Lower data.init_args.batch_size (trainer.accumulate_grad_batches keeps the step the same) or the "
-    "crop; in evaluation data.init_args.eval_batch_size or model.init_args.inference.window_batch."
+    "crop; in evaluation data.init_args.eval_batch_size or model.init_args.inference.window_batch; in segvid predict "
+    "give a --window."
 )
 
 

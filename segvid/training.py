@@ -167,6 +167,7 @@ class SegvidCLI(LightningCLI):
 
     def __init__(self, folder: Path | None = None, callbacks: Sequence[Callback] = (), **options: Any) -> None:
         self.folder = folder
+        self.recorded: dict[str, Any] = {}  # what the checkpoint says of its model
         self.callbacks = list(callbacks)
         self.report = EvaluationReport()
         self.distance = DistanceAccuracy()
@@ -222,6 +223,7 @@ class SegvidCLI(LightningCLI):
         path = self._get(self.config, "ckpt_path")
         if path is not None:
             content = read_checkpoint(Path(path))
+            self.recorded = content["hyper_parameters"]
             if self.subcommand == "fit" and "optimizer_states" not in content:
                 raise UserError(f"{path} holds weights only, and a training cannot go on from it (--ckpt_path).")
         elif self.subcommand in ("validate", "test"):
@@ -248,6 +250,23 @@ class SegvidCLI(LightningCLI):
             while cause.__cause__ is not None or cause.__context__ is not None:
                 cause = cause.__cause__ or cause.__context__ or cause
             raise UserError(str(cause)) from error
+        self.check_recorded()
+
+    def check_recorded(self) -> None:
+        """Compares the model with what the checkpoint says of its own.
+
+        Raises:
+            UserError: another head, or another number of classes.
+        """
+        head = self.recorded.get("head")
+        name = head["class_path"].rsplit(".", 1)[-1] if isinstance(head, dict) else type(self.model.head).__name__
+        classes = self.recorded.get("num_classes", self.model.num_classes)
+        if (name, classes) != (type(self.model.head).__name__, self.model.num_classes):
+            raise UserError(
+                f"The checkpoint does not fit the model: it is of a {name} with {classes} classes, and the "
+                f"configuration has a {type(self.model.head).__name__} and data with {self.model.num_classes}. Use the "
+                "config.yaml of its own run."
+            )
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The trainer, by default with one folder a run: TensorBoard, CSV, config and checkpoints side by side."""
@@ -354,10 +373,13 @@ def explain(message: str) -> str:
     text = re.sub(r"Expected a dot import path string: (\S+)", r"there is no class \1.", text)
     text = text if len(text) <= 500 else text[:500] + " ..."
     unknown = re.findall(
-        r"[Uu]nrecognized arguments?: --([\w.]+)|Option '([\w.]+)'|Key '([\w.]+)'|key \"?'?([\w.]+)'? is not expected|"
+        r"[Uu]nrecognized arguments?: --([\w.]+)|[Oo]ption '([\w.]+)'|Key '([\w.]+)'|"
+        r"key \"?'?([\w.]+)'? is not expected|"
         r"no class ([\w.]+)\.|nested key '([\w.]+)'|class_path '([\w.]+)'",
         text,
     )
+    if re.search(r"are required: .*data, .*model", text):
+        return "no data and no model: give a recipe and a head, --config RECIPE.yaml --config HEAD.yaml."
     if "Did you mean" in text:
         return text  # the message of a nested parser, explained already
     known = known_words()

@@ -16,6 +16,7 @@ from segvid.cli import main
 from segvid.data import DigitScenes
 from segvid.segmentation.heads import CCNetHead, DANetHead
 from segvid.segmentation.task import SegmentationTask
+from segvid.segmentation.trained import load_trained
 from tests.small_runs import RECIPE, ROOT, UNEQUAL, words
 
 # The first validation is the best, whatever comes after.
@@ -342,7 +343,7 @@ def test_where_a_trained_head_looks(run: Path, tmp_path: Path, capsys: pytest.Ca
         (["--point", "60,10"], "lies outside the image of 60 x 48"),
         (["--point", "left"], "column and row"),
         (["--ckpt_path", "nowhere.ckpt"], "no checkpoint nowhere.ckpt"),
-        (["--ckpt_path", __file__], "is no checkpoint of a segvid training"),
+        (["--ckpt_path", __file__], "cannot be read as a checkpoint"),
         (["--image", "nowhere.png"], "no image nowhere.png"),
         (["--pont", "1,1"], "--pont"),
     ],
@@ -380,6 +381,43 @@ def test_want_of_memory_and_of_disk_are_one_sentence(
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("segvid fit: ")]
     assert len(lines) == 1
     assert said in lines[0]
+
+
+def test_a_checkpoint_with_other_classes_or_another_head(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    content["hyper_parameters"]["num_classes"] = 7
+    torch.save(content, tmp_path / "other.ckpt")
+    assert main(["validate", *words("ccnet"), "--ckpt_path", str(tmp_path / "other.ckpt")]) == 1
+    assert "it is of a CCNetHead with 7 classes, and the configuration has a CCNetHead and data with 11" in (
+        capsys.readouterr().err
+    )
+    assert main(["fit", *words("fcn"), "--ckpt_path", str(run / "checkpoints/last.ckpt")]) == 1
+    assert "it is of a CCNetHead with 11 classes, and the configuration has a FCNHead" in capsys.readouterr().err
+
+
+def test_files_that_are_no_checkpoints(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = (run / "checkpoints" / "last.ckpt").read_bytes()
+    (tmp_path / "cut.ckpt").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "text.ckpt").write_text("no checkpoint")
+    torch.save({"state_dict": {}}, tmp_path / "weights.ckpt")
+    for name, said in (
+        ("cut", "damaged, cut off"),
+        ("text", "damaged, cut off"),
+        ("weights", "does not hold a model"),
+    ):
+        file = str(tmp_path / f"{name}.ckpt")
+        for command in (["validate", *words("ccnet")], ["predict", str(run / "val_confusion.png")]):
+            assert main([*command, "--ckpt_path", file]) == 1
+            line = capsys.readouterr().err.strip().splitlines()[-1]
+            assert file in line
+            assert said in line
+
+
+def test_nothing_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit"]) == 1
+    assert "give a recipe and a head, --config RECIPE.yaml --config HEAD.yaml" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["validate", "test"])
@@ -460,8 +498,12 @@ def test_averaged_weights_are_what_is_evaluated_saved_and_resumed(tmp_path: Path
     folder = tmp_path / "ema" / "DigitScenes-FCNHead" / "version_0"
     before = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["current_model_state"]
     assert main(["resume", str(folder), "--trainer.max_epochs=2"]) == 0  # nothing to do: all as it was
-    after = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["current_model_state"]
+    content = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)
+    after = content["current_model_state"]
     assert all(torch.equal(after[key], value) for key, value in before.items())
+    used = load_trained(folder / "checkpoints/last.ckpt").task.state_dict()  # by predict and export
+    assert all(torch.equal(used[key], value) for key, value in content["state_dict"].items())
+    assert not all(torch.equal(used[key], after[key]) for key in used)
 
 
 def test_early_stopping(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -72,10 +72,13 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             raise KeyError("hyper_parameters")
     except UnpicklingError as error:
         foreign = "global" in str(error).lower()  # the name of what an object would be built with
-        reason = "it holds more than data: nothing of it was run" if foreign else "UnpicklingError"
+        reason = "it holds more than data: nothing of it was run" if foreign else "it is damaged or another file"
         raise UserError(f"{path} is no checkpoint of a segvid training ({reason}).") from error
-    except (AttributeError, KeyError, TypeError, RuntimeError, EOFError, OSError, ValueError) as error:
-        raise UserError(f"{path} is no checkpoint of a segvid training ({type(error).__name__}).") from error
+    except (RuntimeError, EOFError, OSError) as error:
+        raise UserError(f"{path} cannot be read as a checkpoint: it is damaged, cut off, or another file.") from error
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        reason = "it does not hold a model and what it was built from"
+        raise UserError(f"{path} is no checkpoint of a segvid training: {reason}.") from error
     return content
 
 
