@@ -319,9 +319,17 @@ def run(command: str, words: Sequence[str]) -> int:
     except SIGTERMException:
         return STOPPED
     finally:
+        leave_processes()
         if before is not None:
             signal.signal(signal.SIGINT, before)
     return 0
+
+
+def leave_processes() -> None:
+    """Ends gloo's threads, which Lightning leaves: else a process may abort as it exits, its work done."""
+    distributed = torch.distributed
+    if distributed.is_available() and distributed.is_initialized() and distributed.get_backend() == "gloo":
+        distributed.destroy_process_group()
 
 
 def in_main_thread() -> bool:

@@ -16,6 +16,7 @@ from segvid.data.segmentation import SegmentationDataModule
 from segvid.segmentation.heads import FCNHead
 from segvid.segmentation.inference import Inference
 from segvid.segmentation.task import SegmentationTask
+from segvid.training import leave_processes
 
 IMAGES = (1, 3, 5, 8)
 WAYS = {
@@ -102,6 +103,7 @@ def main(output: Path) -> None:
     found = {"evaluation": evaluate(strategy="ddp", devices=world), "bases": bases(world, rank)}
     output.mkdir(exist_ok=True)
     (output / f"{rank}.json").write_text(json.dumps(found))
+    leave_processes()
 
 
 if __name__ == "__main__":
