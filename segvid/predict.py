@@ -90,7 +90,7 @@ def predict(words: Sequence[str]) -> int:
     if options.model is not None:
         from segvid.export.exported import load_exported
 
-        model = load_exported(options.model, device)
+        model = load_exported(options.model, options.device or "cpu")
     else:
         model = load_trained(options.ckpt_path)
         try:
@@ -98,6 +98,8 @@ def predict(words: Sequence[str]) -> int:
             torch.zeros(1, device=device).cpu()  # where nothing can be computed, as on "meta"
         except (RuntimeError, AssertionError, NotImplementedError) as error:
             raise UserError(f"--device {device} cannot be used: {str(error).splitlines()[0]}") from error
+    if len(model.class_names) > 255:
+        raise UserError(f"masks hold bytes, and this model has {len(model.class_names)} classes.")
     if options.format == "cityscapes" and len(model.class_names) != len(TRAIN_IDS):
         raise UserError(
             f"--format cityscapes needs the {len(TRAIN_IDS)} classes of Cityscapes; this model has "
@@ -117,8 +119,9 @@ def predict(words: Sequence[str]) -> int:
             try:
                 predict_one(source, model, how, options)
             except DataError as error:  # one bad file does not end the others
-                failed.append(str(error))
-                print(f"segvid predict: {error}", file=sys.stderr)
+                said = str(error) if str(source.path) in str(error) else f"{source.path}: {error}"
+                failed.append(said)
+                print(f"segvid predict: {said}", file=sys.stderr)
             progress.advance(task)
     console.print(f"{len(waiting) - len(failed)} files predicted into {options.output}", highlight=False)
     return 1 if failed else 0
@@ -143,7 +146,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--scales", type=float, nargs="+", default=[1.0], help="average over these sizes (1.0)")
     parser.add_argument("--flip", action="store_true", help="average with the mirrored image")
     parser.add_argument("--opacity", type=float, default=0.5, help="of the classes in overlays, 0 to 1 (0.5)")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1 ... (a GPU where there is one)")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1 ... (a GPU where there is one; --model: cpu)")
     options = parser.parse_args(words)
     if not 0 <= options.opacity <= 1:
         raise UserError(f"--opacity is {options.opacity}; give a number from 0 to 1.")

@@ -43,6 +43,8 @@ def export(words: Sequence[str]) -> int:
     """Exports what the options name; returns the exit code: 1 if a format failed."""
     options = parse(words)
     model = load_trained(options.ckpt_path) if options.ckpt_path else untrained(options.config)
+    if model.task.num_classes > 255 and options.output_type == "classes":
+        raise UserError(f"--output_type classes gives bytes, and the model has {model.task.num_classes} classes.")
     picture = sample_picture() if options.image is None else read_image(options.image)
     graph = InferenceGraph(model.task.backbone, model.task.head, model.mean, model.std, options.output_type).eval()
     for parameter in graph.parameters():
@@ -90,7 +92,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
         raise UserError(f"--output {options.output} is the name of a {ending} file; --format is {options.format[0]}.")
     for kind in options.format:
         file = output_file(options.output, kind, len(options.format))
-        if file.is_dir() or not file.name:
+        if file.is_dir() or not file.name or file.with_name(file.name + ".json").is_dir():
             raise UserError(f"--output {file} is a folder; name a file.")
     if options.image is not None and not options.image.is_file():
         raise UserError(f"there is no image {options.image} (--image).")
@@ -180,8 +182,10 @@ def export_one(
                 raise UserError(f"the record in the {kind} file cannot be read back.")
             note = Path(folder) / "record.json"
             note.write_text(text + "\n")
+            beside = output.with_name(output.name + ".json")
+            beside.unlink(missing_ok=True)  # never the record of another file
             file.replace(output)
-            note.replace(output.with_name(output.name + ".json"))
+            note.replace(beside)
     except OSError as error:
         raise UserError(f"{error.strerror or error} ({output}).") from error
     console.print(f"{output}: {output.stat().st_size / 1e6:.1f} MB, equal to the model.", highlight=False)

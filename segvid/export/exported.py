@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from segvid.data.reading import Array
+from segvid.data.reading import Array, DataError
 from segvid.errors import UserError
 from segvid.export.formats import read_record
 from segvid.export.run_file import Run, load
@@ -58,8 +58,13 @@ class ExportedModel:
         if scaled or self.input_type == "float32":
             images = images.float() / 255
         if self.output_type == "classes":
-            if how != Inference() or images.shape[-2:] != size:
+            if how != Inference():
                 raise UserError(f"{self.file} gives classes, no scores to be averaged: export it with logits.")
+            if images.shape[-2:] != size:
+                raise DataError(
+                    f"{self.file} gives the classes of images of {images.shape[-2]} x {images.shape[-1]} (its training "
+                    "had image_size), and classes cannot be resized: export it with logits."
+                )
             return list(self.checked(images))
         return list(class_scores(self.scores, images, size, how).argmax(dim=1).byte().numpy())
 
@@ -73,7 +78,7 @@ class ExportedModel:
         """What the file gives for images of a size that it takes."""
         height, width = images.shape[-2:]
         if height % self.multiple or width % self.multiple or min(height, width) < self.minimum:
-            raise UserError(
+            raise DataError(
                 f"{self.file} takes heights and widths of at least {self.minimum} pixels"
                 + (f" in multiples of {self.multiple}" if self.multiple > 1 else "")
                 + f"; this image or window has {height} x {width}."

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from segvid.attention.context import PyramidObjectContext
+from segvid.attention.context import GridSelfAttention, PyramidObjectContext
 from segvid.attention.context.interlaced import BlockAttention
 from segvid.errors import UserError
 from segvid.export.graph import InferenceGraph
@@ -33,7 +33,7 @@ class SizeRule:
     """
 
     multiple: int = 1
-    minimum: int = 16
+    minimum: int = 1
     reason: str | None = None
 
     def fit(self, length: int) -> int:
@@ -44,20 +44,30 @@ class SizeRule:
 
 def size_rule(graph: InferenceGraph, kind: str) -> SizeRule:
     """What limits the sizes of a graph in a format; README has the table."""
-    try:
-        with torch.no_grad():
-            graph(torch.zeros(1, 3, 75, 118))
-    except (RuntimeError, ValueError, AssertionError):
-        return SizeRule(32, 32, "the backbone takes multiples of 32 only")
-    # torch.export takes a length of 1 for another kind of graph than 2 and more.
-    positions = [max(m.block) for m in graph.modules() if isinstance(m, BlockAttention)]  # so that there are two blocks
-    positions += [2 * max(m.sizes) - 1 for m in graph.modules() if isinstance(m, PyramidObjectContext)]  # two in each
-    if kind in ("pt2", "aoti") and positions:
-        stride = int(graph.backbone.strides[-1])  # type: ignore[index]
-        return SizeRule(
-            1, stride * max(positions) + 1, "torch.export fixes whether there is one block or position, or more"
-        )
-    return SizeRule()
+
+    def takes(height: int, width: int) -> bool:
+        try:
+            with torch.no_grad():
+                graph(torch.zeros(1, 3, height, width))
+        except (RuntimeError, ValueError, AssertionError):
+            return False
+        return True
+
+    if not takes(75, 118) and takes(96, 128):
+        return SizeRule(32, 64, "the backbone takes multiples of 32 only")
+    if kind not in ("pt2", "aoti"):
+        return SizeRule() if takes(1, 1) else SizeRule(1, 16, "the model itself takes no smaller images")
+    # torch.export takes a length of 1 for another kind of graph than 2 and more: of maps, and of blocks of them.
+    positions = [1]
+    positions += [max(m.block) for m in graph.modules() if isinstance(m, BlockAttention)]
+    positions += [2 * max(m.sizes) - 1 for m in graph.modules() if isinstance(m, PyramidObjectContext)]
+    positions += [
+        m.stride for m in graph.modules() if isinstance(m, GridSelfAttention) and m.space in ("atrous", "sparse")
+    ]
+    stride = int(max(graph.backbone.strides))  # type: ignore[arg-type]
+    return SizeRule(
+        1, stride * max(positions) + 1, "torch.export fixes whether there is one block or position, or more"
+    )
 
 
 def example(rule: SizeRule, input_type: str) -> Tensor:

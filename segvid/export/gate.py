@@ -49,6 +49,8 @@ def cases(rule: SizeRule, picture: Array, input_type: str) -> dict[str, Array]:
     for batch, height, width in SIZES:
         shape = (batch, 3, rule.fit(height), rule.fit(width))
         found[f"noise {len(found) + 1}"] = generator.integers(0, 256, shape, dtype=np.uint8)
+    least = (1, 3, rule.fit(1), rule.fit(1))
+    found["the least"] = generator.integers(0, 256, least, dtype=np.uint8)
     missing = [(0, rule.fit(length) - length) for length in picture.shape[:2]]
     whole = np.pad(picture, (*missing, (0, 0)), mode="wrap")
     found["picture"] = np.ascontiguousarray(whole.transpose(2, 0, 1)[None])
@@ -75,10 +77,20 @@ def compare(graph: InferenceGraph, kind: str, file: Path, images: dict[str, Arra
     result = []
     with torch.no_grad():
         for name, image in images.items():
+            if not scores(graph, image).isfinite().all():
+                raise UserError("the scores of the model are no numbers: its weights are broken.")
             expected = graph(torch.from_numpy(image)).numpy()
             shape = (image.shape[0], image.shape[2], image.shape[3])
             result.append(Case(name, shape, *difference(expected, found[name], graph.output_type)))
     return result
+
+
+def scores(graph: InferenceGraph, image: Array) -> torch.Tensor:
+    """The logits, whatever the graph gives."""
+    output_type, graph.output_type = graph.output_type, "logits"
+    logits: torch.Tensor = graph(torch.from_numpy(image))
+    graph.output_type = output_type
+    return logits
 
 
 def difference(expected: Array, found: Array, output_type: str) -> tuple[float | None, float]:

@@ -29,10 +29,15 @@ def load(kind: str, file: str, device: str = "cpu") -> Run:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         options.log_severity_level = 3
+        if device != "cpu" and "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+            raise ValueError(f"this onnxruntime cannot use {device}; use cpu, or install onnxruntime-gpu")
         providers = ["CUDAExecutionProvider"] if device.startswith("cuda") else ["CPUExecutionProvider"]
         session = onnxruntime.InferenceSession(file, options, providers=providers)
         name = session.get_inputs()[0].name
         return lambda image: np.asarray(session.run(None, {name: image})[0])
+    if kind == "aoti" and device != "cpu":
+        raise ValueError("it is compiled for the CPU")
+    torch.zeros(1, device=device).cpu()  # fails where nothing can be computed
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch.jit is deprecated, and works
         if kind == "torchscript":
