@@ -58,7 +58,7 @@ def size_rule(graph: InferenceGraph, kind: str) -> SizeRule:
     if kind not in ("pt2", "aoti"):
         return SizeRule() if takes(1, 1) else SizeRule(1, 16, "the model itself takes no smaller images")
     # torch.export takes a length of 1 for another kind of graph than 2 and more: of maps, and of blocks of them.
-    positions = [1]
+    positions = [2]  # some mechanisms halve their maps
     positions += [max(m.block) for m in graph.modules() if isinstance(m, BlockAttention)]
     positions += [2 * max(m.sizes) - 1 for m in graph.modules() if isinstance(m, PyramidObjectContext)]
     positions += [

@@ -258,7 +258,7 @@ def test_sizes_that_a_model_takes() -> None:
 
     for kind in KINDS:
         assert size_rule(graph(MultiplesOf32(), FCNHead), kind).multiple == 32
-        assert size_rule(graph(Unscriptable(), FCNHead), kind).minimum == (5 if kind == "pt2" else 1)  # stride 4
+        assert size_rule(graph(Unscriptable(), FCNHead), kind).minimum == (9 if kind == "pt2" else 1)  # stride 4
         assert size_rule(graph(Unscriptable(), ISANetHead), kind).minimum == (33 if kind == "pt2" else 1)
     rule = SizeRule(32, 40)
     assert [rule.fit(length) for length in (1, 40, 64, 65)] == [64, 64, 64, 96]
@@ -344,7 +344,7 @@ def test_a_picture_that_is_too_small_does_not_end_the_others(
     assert main(["predict", str(pictures), *words]) == 1
     error = capsys.readouterr().err
     assert "0.png" in error
-    assert "at least 5 pixels; this image or window has 2 x 3" in error
+    assert "at least 9 pixels; this image or window has 2 x 3" in error
     assert sorted(f.name for f in (tmp_path / "out" / "masks").iterdir()) == ["1.png", "2.png"]
     assert main(["predict", str(pictures), "--model", str(path(files, "onnx")), "--output", str(tmp_path / "b")]) == 0
 
