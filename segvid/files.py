@@ -1,11 +1,15 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and files of others that are checked where they are read."""
 
 import contextlib
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
 from segvid.errors import UserError
+
+Content = TypeVar("Content")
 
 
 def write_whole(file: Path, save: Callable[[Path], object]) -> None:
@@ -24,3 +28,74 @@ def write_whole(file: Path, save: Callable[[Path], object]) -> None:
     finally:
         with contextlib.suppress(OSError):
             partial.unlink()
+
+
+def write_text(file: Path, text: str) -> None:
+    """Replaces the file by the text, as UTF-8.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    write_whole(file, lambda partial: partial.write_text(text, encoding="utf-8", newline=""))
+
+
+def write_json(file: Path, content: Any) -> None:
+    """Replaces the file by the content as JSON, in which NaN is null.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    write_text(file, json.dumps(without_nan(content), indent=1) + "\n")
+
+
+def without_nan(value: Any) -> Any:
+    """NaN is no JSON: None instead, at any depth."""
+    if isinstance(value, dict):
+        return {key: without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(item) for item in value]
+    return None if isinstance(value, float) and value != value else value
+
+
+def read_json(file: Path, kind: type[Content]) -> Content:
+    """The content of a JSON file, checked.
+
+    Args:
+        file: to read.
+        kind: what it holds: a dataclass (its fields), or any type that pydantic knows, such as `dict[str, float]`.
+
+    Raises:
+        UserError: it cannot be read, is no JSON, or holds something else; the message names file and field.
+    """
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror or error}.") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{file} is not JSON that can be read ({' '.join(str(error).split())[:200]}).") from error
+    return checked(content, kind, file)
+
+
+def checked(content: object, kind: type[Content], file: Path | str) -> Content:
+    """What was read from a file, if it is what it should be.
+
+    Args:
+        content: plain data.
+        kind: see `read_json`. Limits of single values are written as `Annotated[int, annotated_types.Gt(0)]`.
+        file: where the content is from; where in it, if it is a part: `f"{file}: data"`.
+
+    Raises:
+        UserError: it is something else; the message names file and field.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        return TypeAdapter(kind).validate_python(content)
+    except (ValidationError, RecursionError) as error:
+        if isinstance(error, RecursionError):
+            raise UserError(f"{file} is nested too deeply.") from error
+        first = error.errors(include_url=False, include_context=False)[0]
+        field = ".".join(str(part) for part in first["loc"])
+        found = repr(first.get("input"))
+        found = found if len(found) <= 80 else found[:80] + " ..."
+        raise UserError(f"{file}: {f'field {field}: ' if field else ''}{first['msg']} (found: {found}).") from error
