@@ -1,8 +1,8 @@
 """Names of classes, rows, files and people are text, wherever they are shown: never markup, a formula or a command.
 
 Whoever shows a name that a person or a file has chosen passes it through the function of the place: `plain` on a
-terminal (with a console of `console`), `label` in a chart, `cell` in a CSV, `markdown` and `html` in a report, `slug` as
-a part of a file name.
+terminal (with a console of `console`), `label` in a chart, `cell` in a CSV, `markdown` and `html` in a report, `slug`
+as a part of a file name.
 """
 
 import hashlib
