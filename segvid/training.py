@@ -11,6 +11,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -45,6 +46,7 @@ from segvid.segmentation.trained import read_checkpoint
 
 load_yaml = get_loader("yaml")
 STOPPED = 128 + signal.SIGTERM  # exit code
+DEEPEST = 50  # levels of a configuration
 
 # Warnings that tell a user of this program nothing; each would come with every run.
 IRRELEVANT = [
@@ -67,6 +69,16 @@ class Parser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raises the parser's message, shortened, with a suggestion."""
         raise UserError(explain(message)) from ex
+
+    def parse_args(self, args: Sequence[str] | None = None, *more: Any, **options: Any) -> Any:  # type: ignore[override]
+        """Parses, if the files of the configuration can be read: the parser itself does not name them.
+
+        Raises:
+            UserError: one cannot, or an option is wrong.
+        """
+        for file in config_files(args or ()):
+            check_config(file)
+        return super().parse_args(args, *more, **options)
 
 
 class Checkpoints(ModelCheckpoint):
@@ -345,8 +357,50 @@ def stop_gently(number: int, frame: object) -> None:
 
 
 def load_value(text: str) -> Any:
-    """A value of the command line; jsonargparse hands a nested `null` over to its own parsers as the text "None"."""
-    return None if text.strip() == "None" else load_yaml(text)
+    """YAML of a file or an option; jsonargparse hands a nested `null` over to its own parsers as the text "None".
+
+    Raises:
+        yaml.YAMLError: it is none, or so deep that it can only be an attack.
+    """
+    value = None if text.strip() == "None" else load_yaml(text)
+    if depth(value) > DEEPEST:
+        raise yaml.YAMLError(f"it is nested more than {DEEPEST} levels deep")
+    return value
+
+
+def depth(value: Any) -> int:
+    """How many lists and mappings are inside one another."""
+    deepest, parts = 0, [(value, 0)]
+    while parts:
+        part, level = parts.pop()
+        deepest = max(deepest, level)
+        if level > DEEPEST:
+            break
+        if isinstance(part, list | dict):
+            parts += [(inner, level + 1) for inner in (part.values() if isinstance(part, dict) else part)]
+    return deepest
+
+
+def config_files(words: Sequence[str]) -> list[Path]:
+    """The files that `--config FILE` and `--config=FILE` name."""
+    named = [after for word, after in pairwise(words) if word == "--config"]
+    named += [word.removeprefix("--config=") for word in words if word.startswith("--config=")]
+    return [Path(name) for name in named if Path(name).is_file()]
+
+
+def check_config(file: Path) -> None:
+    """Whether a file of the configuration can be read.
+
+    Raises:
+        UserError: it cannot; the message names it.
+    """
+    try:
+        content = load_value(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+        reason = " ".join(str(error).replace('"<unicode string>", ', "").split())[:300]
+        raise UserError(f"{file} is not YAML that can be read ({reason}).") from error
+    if not isinstance(content, dict | None):
+        raise UserError(f"{file} is no configuration: it holds no mapping (model: ..., data: ...) at its top.")
 
 
 def prepare() -> None:

@@ -26,6 +26,8 @@ class SMPEncoder(Backbone):
 
     def __init__(self, name: str, *, output_stride: int = 16, weights: str | None = None, in_channels: int = 3) -> None:
         super().__init__()
+        if ":" in name:  # timm would fetch a model of that name from a hub, or read a folder
+            raise UserError(f"the encoder {name!r} is no name of segmentation-models-pytorch.")
         try:
             self.body = smp.encoders.get_encoder(
                 name, in_channels=in_channels, depth=5, weights=weights, output_stride=output_stride

@@ -1,6 +1,5 @@
 """A trained model as its checkpoint describes it: weights, classes, and how images were prepared."""
 
-from argparse import ArgumentError
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +9,10 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+from jsonargparse import ArgumentError, ArgumentParser
 from torch import Tensor
 
-from segvid.allowed import explain_refusal, restrict_imports
+from segvid.allowed import check_model, explain_refusal, restrict_imports
 from segvid.data.reading import Array, voc_palette
 from segvid.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from segvid.errors import UserError
@@ -89,14 +89,56 @@ def load_trained(path: Path) -> TrainedModel:
         UserError: there is no such file, it is no checkpoint of a training, or it describes a model that cannot be
             built here.
     """
+    content = read_checkpoint(path)
+    return describe(rebuild(content, path).eval(), content.get("data", {}))
+
+
+# Arguments of a task that training needs, and a trained model does not.
+OF_TRAINING = (
+    "_instantiator",
+    "optimizer",
+    "lr_scheduler",
+    "lr_interval",
+    "head_lr_multiplier",
+    "decay_norm_and_bias",
+    "loss",
+    "auxiliary_weight",
+    "inference",
+    "compile",
+)
+
+
+def rebuild(content: dict[str, Any], path: Path) -> SegmentationTask:
+    """The task that a checkpoint describes, with its weights: backbone and heads, nothing else is built or fetched.
+
+    Args:
+        content: of the checkpoint.
+        path: of the checkpoint, for messages.
+
+    Raises:
+        UserError: what it describes cannot be built here, or may not be, or the weights are of something else.
+    """
     restrict_imports()
-    data = read_checkpoint(path).get("data", {})
     try:
-        task = SegmentationTask.load_from_checkpoint(path, map_location="cpu", weights_only=True).eval()
-    except (ArgumentError, TypeError, KeyError, AttributeError) as error:
+        record = {name: value for name, value in content["hyper_parameters"].items() if name not in OF_TRAINING}
+        class_path = record.pop("_class_path", f"{SegmentationTask.__module__}.{SegmentationTask.__qualname__}")
+        check_model(record, path)
+        own_weights = record["backbone"].get("init_args", {})
+        if "weights" in own_weights:  # they are in this file: no hub is asked for others
+            record["backbone"] = record["backbone"] | {"init_args": own_weights | {"weights": None}}
+        parser = ArgumentParser(exit_on_error=False)
+        parser.add_subclass_arguments(SegmentationTask, "model", fail_untyped=False)
+        options = parser.parse_object({"model": {"class_path": class_path, "init_args": record}})
+        task = parser.instantiate(options).model
+        weights = {
+            k: v for k, v in content["state_dict"].items() if not k.startswith(("loss.", "losses.", "confusion."))
+        }
+    except (ArgumentError, TypeError, KeyError, AttributeError, ValueError) as error:
         reason = explain_refusal(" ".join(str(error).split()))[:400]
         raise UserError(f"{path}: its model cannot be built. {reason}") from error
-    return describe(task, data)
+    assert isinstance(task, SegmentationTask)
+    task.load_state_dict(weights)
+    return task
 
 
 def resized(picture: Array, image_size: tuple[int, int] | None) -> Array:
