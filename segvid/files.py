@@ -48,6 +48,20 @@ def write_json(file: Path, content: Any) -> None:
     write_text(file, json.dumps(without_nan(content), indent=1) + "\n")
 
 
+def find_config(name: str | Path) -> Path:
+    """A configuration: where the user is, else among those that the package brings along.
+
+    In an installed package they lie inside of it, in a clone beside it.
+    """
+    path = Path(name)
+    if path.exists() or path.is_absolute():
+        return path
+    package = Path(__file__).parent
+    inside = Path(*path.parts[1:]) if path.parts[:1] == ("configs",) else path
+    shipped = [folder / "configs" / inside for folder in (package, package.parent)]
+    return next((file for file in shipped if file.is_file()), path)
+
+
 def without_nan(value: Any) -> Any:
     """NaN is no JSON: None instead, at any depth."""
     if isinstance(value, dict):

@@ -37,6 +37,7 @@ from segvid.checkpoints import WholeCheckpointIO
 from segvid.data.sampling import TrainingSampler
 from segvid.data.segmentation import SegmentationDataModule
 from segvid.errors import UserError, user_message
+from segvid.files import find_config
 from segvid.segmentation.clock import TrainingClock
 from segvid.segmentation.distance import DistanceAccuracy
 from segvid.segmentation.pictures import PredictionPanels
@@ -76,9 +77,10 @@ class Parser(LightningArgumentParser):
         Raises:
             UserError: one cannot, or an option is wrong.
         """
-        for file in config_files(args or ()):
+        words = shipped_configs(args or ())
+        for file in config_files(words):
             check_config(file)
-        return super().parse_args(args, *more, **options)
+        return super().parse_args(words, *more, **options)
 
 
 class Checkpoints(ModelCheckpoint):
@@ -318,6 +320,26 @@ def keep_rows(logger: CSVLogger) -> None:
     logger.save()
 
 
+def fit(words: Sequence[str]) -> int:
+    """Trains."""
+    return run("fit", words)
+
+
+def validate(words: Sequence[str]) -> int:
+    """Evaluates on the validation split."""
+    return run("validate", words)
+
+
+def test(words: Sequence[str]) -> int:
+    """Evaluates on the test split."""
+    return run("test", words)
+
+
+def resume(words: Sequence[str]) -> int:
+    """Goes on with a run."""
+    return run("resume", words)
+
+
 def run(command: str, words: Sequence[str]) -> int:
     """Runs fit, validate, test or resume with the words that follow it; returns the exit code."""
     prepare()
@@ -381,9 +403,18 @@ def depth(value: Any) -> int:
     return deepest
 
 
+def shipped_configs(words: Sequence[str]) -> list[str]:
+    """The words, with files of `--config FILE` that are not there from where the package has them."""
+    found = list(words)
+    for index, (word, after) in enumerate(pairwise(words)):
+        if word in ("-c", "--config"):
+            found[index + 1] = str(find_config(after))
+    return [f"--config={find_config(w.removeprefix('--config='))}" if w.startswith("--config=") else w for w in found]
+
+
 def config_files(words: Sequence[str]) -> list[Path]:
     """The files that `--config FILE` and `--config=FILE` name."""
-    named = [after for word, after in pairwise(words) if word == "--config"]
+    named = [after for word, after in pairwise(words) if word in ("-c", "--config")]
     named += [word.removeprefix("--config=") for word in words if word.startswith("--config=")]
     return [Path(name) for name in named if Path(name).is_file()]
 
@@ -446,8 +477,14 @@ def explain(message: str) -> str:
         return text  # the message of a nested parser, explained already
     known = known_words()
     words = [part for match in unknown for word in match if word for part in word.split(".") if part not in known]
-    near = [word for part in words for word in difflib.get_close_matches(part, known, n=2, cutoff=0.75)]
+    near = [word for part in words for word in near_words(part, known)]
     return text + (f" Did you mean {' or '.join(dict.fromkeys(near))}?" if near else "")
+
+
+def near_words(part: str, known: Sequence[str]) -> list[str]:
+    """Up to two words that were meant: misspelt, or given without their end, as DANet."""
+    longer = [word for word in known if len(part) > 2 and word.lower().startswith(part.lower())]
+    return (difflib.get_close_matches(part, known, n=2, cutoff=0.75) + sorted(longer, key=len))[:2]
 
 
 def known_words() -> list[str]:
