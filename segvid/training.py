@@ -1,6 +1,5 @@
 """`fit`, `validate`, `test` and `resume`: LightningCLI with segvid's classes, links and defaults."""
 
-import csv
 import difflib
 import inspect
 import logging
@@ -8,23 +7,20 @@ import os
 import re
 import signal
 import sys
-import threading
 import warnings
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
-import numpy as np
 import torch
 import yaml
 from jsonargparse import get_loader, set_loader
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, RichProgressBar, TQDMProgressBar
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelSummary, ProgressBar, RichProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.io import CheckpointIO
-from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 import segvid.backbones
@@ -33,17 +29,19 @@ import segvid.segmentation.heads
 import segvid.segmentation.losses
 import segvid.segmentation.schedule
 from segvid.allowed import explain_refusal, restrict_imports
-from segvid.checkpoints import WholeCheckpointIO
-from segvid.data.sampling import TrainingSampler
+from segvid.checkpoints import Checkpoints, WholeCheckpointIO
 from segvid.data.segmentation import SegmentationDataModule
 from segvid.errors import UserError, user_message
-from segvid.files import find_config
+from segvid.files import find_config, write_whole
+from segvid.logs import ClassCurves, MetricsFile, ModelLines, ProgressLines
 from segvid.segmentation.clock import TrainingClock
 from segvid.segmentation.distance import DistanceAccuracy
-from segvid.segmentation.pictures import PredictionPanels
+from segvid.segmentation.pictures import PredictionPanels, run_folder
 from segvid.segmentation.reporting import EvaluationReport
 from segvid.segmentation.task import SegmentationTask
 from segvid.segmentation.trained import read_checkpoint
+from segvid.stopping import GentleStop
+from segvid.streams import RandomStreams
 
 load_yaml = get_loader("yaml")
 STOPPED = 128 + signal.SIGTERM  # exit code
@@ -58,10 +56,22 @@ IRRELEVANT = [
     r".*The dirpath has changed from .* to .*, therefore.*",
     r".*Checkpoint directory .* exists and is not empty.*",
     r"\s*skip_none parameter was deprecated.*",
-    r".*You're resuming from a checkpoint that ended before the epoch ended.*",  # the sampler goes on where it was
+    r".*You're resuming from a checkpoint that ended before the epoch ended.*",  # the loader goes on where it was
     r".*It is recommended to use `self.log\('(val|test)/.*sync_dist=True.*",  # all processes have the same figures
     r".*`pin_memory` argument is set as true but no accelerator.*",
 ]
+
+# Lines of Lightning's log, likewise.
+CHATTER = (
+    "\U0001f4a1 Tip",
+    "TPU available: False",
+    "HPU available: False",
+    "Trainer already configured with model summary callbacks",
+    "Loading `train_dataloader` to estimate number of stepping batches",
+    "`Trainer.fit` stopped: `max_",
+    "Restored all states from the checkpoint",
+    "Loaded model weights from the checkpoint",
+)
 
 
 class Parser(LightningArgumentParser):
@@ -83,91 +93,19 @@ class Parser(LightningArgumentParser):
         return super().parse_args(words, *more, **options)
 
 
-class Checkpoints(ModelCheckpoint):
-    """`best.ckpt`, and `last.ckpt`, the state at every validation and at the end of training, better or worse.
+class WholeConfig(SaveConfigCallback):
+    """Writes `config.yaml` whole: a run without it cannot be resumed."""
 
-    ModelCheckpoint's own `save_last` goes with the best: a training that gets no better would leave an early state.
-    """
-
-    last_step: int | None = None
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """A resumed training that has nothing left to do leaves its checkpoint alone."""
-        super().on_train_start(trainer, pl_module)
-        self.last_step = trainer.global_step or None
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Writes what is due."""
-        super().on_validation_end(trainer, pl_module)
-        if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            self.write_last(trainer)
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Writes the last state, if training did not stop at a validation."""
-        if trainer.global_step != self.last_step:
-            self.write_last(trainer)
-
-    def write_last(self, trainer: Trainer) -> None:
-        """Replaces `last.ckpt`."""
-        assert self.dirpath is not None  # since setup
-        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            self.last_step = trainer.global_step
-            trainer.save_checkpoint(Path(self.dirpath) / "last.ckpt", self.save_weights_only)
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Saves a training that is told to stop, which Lightning does after a whole step, and says how to go on."""
-        super().on_exception(trainer, pl_module, exception)
-        if not isinstance(exception, SIGTERMException) or trainer.state.fn != "fit":
-            return
-        if trainer.global_step == 0:
-            message = "stopped before the first step: nothing to save."
-        else:
-            if trainer.global_step != self.last_step:
-                self.write_last(trainer)
-            assert self.dirpath is not None
-            file = Path(self.dirpath) / "last.ckpt"
-            message = (
-                f"stopped at step {trainer.global_step}, saved in {file}. Go on: segvid resume {file.parent.parent}"
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Replaces the file."""
+        folder = run_folder(trainer)
+        if folder is not None:
+            write_whole(
+                folder / self.config_filename,
+                lambda partial: self.parser.save(
+                    self.config, partial, skip_none=False, overwrite=True, multifile=False
+                ),
             )
-        if trainer.is_global_zero:
-            print(f"segvid fit: {message}", file=sys.stderr)
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Knows its best again, also where the folder has been moved or is named by another path than before."""
-        assert self.dirpath is not None
-        here = {path: str(Path(self.dirpath) / Path(path).name) for path in state_dict["best_k_models"]}
-        if all(Path(path).is_file() for path in here.values()):
-            best, kth = (here.get(state_dict[key], "") for key in ("best_model_path", "kth_best_model_path"))
-            scores = {here[path]: score for path, score in state_dict["best_k_models"].items()}
-            state_dict = state_dict | {"dirpath": self.dirpath, "best_k_models": scores, "last_model_path": ""}
-            state_dict |= {"best_model_path": best, "kth_best_model_path": kth}
-        super().load_state_dict(state_dict)
-
-
-class RandomStreams(Callback):
-    """Seeds torch anew before every batch, from the run's seed, epoch, batch and process.
-
-    So a training that is resumed, wherever it stopped, has the dropout that it would have had. (Its crops follow from
-    seed, epoch and index: `segvid.data.sampling`.)
-    """
-
-    def __init__(self) -> None:
-        self.seed = torch.initial_seed()
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Starts the loader of an epoch that was stopped in the middle anew: Lightning does before it knows of that."""
-        loop = trainer.fit_loop
-        if 0 < loop.epoch_loop.batch_progress.current.ready < trainer.num_training_batches:
-            sampler = getattr(trainer.train_dataloader, "sampler", None)
-            if isinstance(sampler, TrainingSampler):
-                sampler.set_epoch(trainer.current_epoch)
-                assert loop._data_fetcher is not None
-                iter(loop._data_fetcher)
-
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Seeds."""
-        words = (self.seed, trainer.current_epoch, batch_idx, trainer.global_rank)
-        torch.manual_seed(int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0]))
 
 
 class SegvidCLI(LightningCLI):
@@ -185,15 +123,16 @@ class SegvidCLI(LightningCLI):
         self.callbacks = list(callbacks)
         self.report = EvaluationReport()
         self.distance = DistanceAccuracy()
+        options.setdefault("save_config_callback", WholeConfig)
         super().__init__(
             SegmentationTask,
             SegmentationDataModule,
             subclass_mode_model=True,
             subclass_mode_data=True,
             seed_everything_default=0,
-            save_config_kwargs={"overwrite": True},
             parser_class=Parser,
             auto_configure_optimizers=False,  # the task makes its own parameter groups
+            save_config_kwargs={"save_to_log_dir": False},  # WholeConfig does
             **options,
         )
 
@@ -244,9 +183,11 @@ class SegvidCLI(LightningCLI):
             raise UserError("name the weights to evaluate: --ckpt_path RUN/checkpoints/best.ckpt.")
 
     def after_fit(self) -> None:
-        """Evaluates the weights at the end, if training did not stop at a validation."""
+        """Evaluates the weights at the end, if training did not stop at a validation; they may be the best."""
         if self.report.step != self.trainer.global_step and self.trainer.enable_validation:
+            figures = dict(self.trainer.callback_metrics)
             self.trainer.validate(self.model, datamodule=self.datamodule, verbose=False)
+            self._get(self.config_init, "checkpoint").count_last_evaluation(self.trainer, figures)
 
     def instantiate_classes(self) -> None:
         """Builds data, model and trainer.
@@ -285,39 +226,59 @@ class SegvidCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The trainer, by default with one folder a run: TensorBoard, CSV, config and checkpoints side by side."""
         config = self._get(self.config_init, "trainer")
-        callbacks: list[Callback] = [TrainingClock(), RandomStreams(), self.report, self.distance, *self.callbacks]
-        if config.enable_progress_bar is not False and not any(
-            isinstance(c, RichProgressBar | TQDMProgressBar) for c in _as_list(config.callbacks)
-        ):
-            # A log file takes few lines, not a live display.
-            callbacks.append(RichProgressBar(leave=False) if sys.stdout.isatty() else TQDMProgressBar(refresh_rate=10))
-        if config.logger is not False:
-            if self.folder is not None:
-                root, name, version = self.folder.parent, "", self.folder.name
-            else:
-                root = Path(config.default_root_dir)
-                name = f"{type(self.datamodule).__name__}-{type(self.model.head).__name__}"
-                version = None
-            tensorboard = TensorBoardLogger(root, name=name, version=version)
-            metrics = CSVLogger(root, name=name, version=tensorboard.version)
-            if self.folder is not None and self._get(self.config, "ckpt_path") is not None:
-                keep_rows(metrics)
-            # Those of the config come after: the first one's folder is the run's, which resume and predict read.
-            kwargs["logger"] = [tensorboard, metrics, *(_as_list(config.logger) if config.logger is not True else [])]
-            callbacks.append(LearningRateMonitor("step"))
+        seed = self.run_seed()
+        self.datamodule.run_seed = seed
+        callbacks: list[Callback] = [TrainingClock(), RandomStreams(seed), self.report, self.distance, *self.callbacks]
+        own = _as_list(config.callbacks)
+        if config.enable_progress_bar is not False and not any(isinstance(c, ProgressBar) for c in own):
+            callbacks.append(RichProgressBar(leave=False) if sys.stdout.isatty() else ProgressLines())
+        if config.enable_model_summary is not False and not any(isinstance(c, ModelSummary) for c in own):
+            callbacks.append(ModelLines())
+        logs = config.logger is not False and not config.fast_dev_run
+        if logs:
+            callbacks += [LearningRateMonitor("step"), ClassCurves()]
+            kwargs["logger"] = _as_list(config.logger) if config.logger is not True else False
+        elif config.logger is False:
+            self.save_config_callback = None
         if not any(isinstance(plugin, CheckpointIO) for plugin in _as_list(config.plugins)):
             kwargs["plugins"] = [*_as_list(config.plugins), WholeCheckpointIO()]
         self.trainer_defaults["callbacks"] = callbacks
-        return super().instantiate_trainer(**kwargs)
+        trainer = super().instantiate_trainer(**kwargs)
+        if logs:
+            # Those of the config come after: the first one's folder is the run's, which resume and predict read.
+            trainer.loggers = [*self.run_loggers(trainer, Path(config.default_root_dir)), *trainer.loggers]
+        return trainer
+
+    def run_seed(self) -> int:
+        """The seed from which all random numbers of the run follow: its config's, or where that is false any."""
+        seed = self._get(self.config, "seed_everything")
+        return int(torch.initial_seed() % 2**32) if isinstance(seed, bool) else int(seed)
+
+    def run_loggers(self, trainer: Trainer, root: Path) -> list[Any]:
+        """TensorBoard's and `metrics.csv` in the folder of the run, which the first process makes."""
+        folder = self.folder
+        if folder is None:
+            place = root / f"{type(self.datamodule).__name__}-{type(self.model.head).__name__}"
+            # The others write nothing; Lightning tells them the first one's folder where they ask for it.
+            folder = take_folder(place) if trainer.is_global_zero else place / "of_the_first_process"
+        resumed = self.folder is not None and self._get(self.config, "ckpt_path") is not None
+        tensorboard = TensorBoardLogger(folder.parent, name="", version=folder.name, default_hp_metric=False)
+        return [tensorboard, MetricsFile(folder, keep=resumed)]
 
 
-@rank_zero_only
-def keep_rows(logger: CSVLogger) -> None:
-    """Goes on with the `metrics.csv` of a resumed run, which Lightning deletes when it opens the folder again."""
-    file = Path(logger.log_dir) / "metrics.csv"
-    rows = list(csv.DictReader(file.read_text().splitlines())) if file.is_file() else []
-    logger.experiment.metrics.extend(rows)
-    logger.save()
+def take_folder(place: Path) -> Path:
+    """Makes the next `version_N` of a place, which no other program has: a folder is made in one step."""
+    place.mkdir(parents=True, exist_ok=True)
+    taken = [int(file.name[8:]) for file in place.glob("version_*") if file.name[8:].isdecimal()]
+    number = max(taken, default=-1) + 1
+    while True:
+        folder = place / f"version_{number}"
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            number += 1
+        else:
+            return folder
 
 
 def fit(words: Sequence[str]) -> int:
@@ -343,19 +304,18 @@ def resume(words: Sequence[str]) -> int:
 def run(command: str, words: Sequence[str]) -> int:
     """Runs fit, validate, test or resume with the words that follow it; returns the exit code."""
     prepare()
-    before = signal.signal(signal.SIGINT, stop_gently) if command in ("fit", "resume") and in_main_thread() else None
     try:
-        if command == "resume":
-            folder, words = resume_arguments(words)
-            SegvidCLI(folder, args=["fit", *words])
-        else:
+        if command not in ("fit", "resume"):
             SegvidCLI(args=[command, *words])
+            return 0
+        folder, words = resume_arguments(words) if command == "resume" else (None, list(words))
+        with GentleStop() as stop:
+            SegvidCLI(folder, [stop], args=["fit", *words])
     except SIGTERMException:
-        return STOPPED
+        # Lightning kills the first process where another one that it has started fails.
+        return STOPPED if os.environ.get("LOCAL_RANK", "0") == "0" else 0
     finally:
         leave_processes()
-        if before is not None:
-            signal.signal(signal.SIGINT, before)
     return 0
 
 
@@ -364,18 +324,6 @@ def leave_processes() -> None:
     distributed = torch.distributed
     if distributed.is_available() and distributed.is_initialized() and distributed.get_backend() == "gloo":
         distributed.destroy_process_group()
-
-
-def in_main_thread() -> bool:
-    """Only there may signals be handled."""
-    return threading.current_thread() is threading.main_thread()
-
-
-def stop_gently(number: int, frame: object) -> None:
-    """Ctrl-C: the running step is finished and saved, as with SIGTERM; a second one ends at once."""
-    print("Stopping after this step; Ctrl-C once more to end at once.", file=sys.stderr)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def load_value(text: str) -> Any:
@@ -441,7 +389,12 @@ def prepare() -> None:
     torch.set_float32_matmul_precision("high")
     for message in IRRELEVANT:
         warnings.filterwarnings("ignore", message=message)
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda r: "litlogger" not in r.getMessage())
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(tells_something)
+
+
+def tells_something(record: logging.LogRecord) -> bool:
+    """Whether a line of Lightning's is worth reading: no advertisement, no hardware that is not there."""
+    return not record.getMessage().startswith(CHATTER)
 
 
 def resume_arguments(words: Sequence[str]) -> tuple[Path, list[str]]:

@@ -1,5 +1,6 @@
 """What the segmentation data sets have in common: samples from pairs of files, and the DataModule around them."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,11 +10,18 @@ import cv2
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from segvid.data.reading import IGNORED, Array, DataError, identity_table, map_labels, read_image, read_mask
 from segvid.data.sample import Sample
-from segvid.data.sampling import EvaluationSampler, FilledDataset, SeededDataset, TrainingSampler
+from segvid.data.sampling import (
+    EvaluationSampler,
+    FilledDataset,
+    SeededDataset,
+    TrainingLoader,
+    TrainingSampler,
+    ignore_signals,
+)
 from segvid.data.transforms import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -137,6 +145,9 @@ class SegmentationDataModule(LightningDataModule):
     palette: list[tuple[int, int, int]]
     ignore_index: int = IGNORED
     mask_hint: str = "Add it."  # what to do about a mask that is not there
+    run_seed: int | None = None  # of order and augmentation, set by whoever runs the training
+    loader: TrainingLoader | None = None  # of the training that runs
+    resumed: dict[str, int] | None = None  # the position in a checkpoint
 
     def __init__(
         self,
@@ -230,33 +241,29 @@ class SegmentationDataModule(LightningDataModule):
         """The split named `test_split`, in order."""
         return self._loader(self.dataset(self.test_split, augmented=False), self.eval_batch_size, training=False)
 
-    def _batches_done(self) -> int:
-        """How many batches of the epoch that begins are trained already; only a resumed epoch has any."""
-        if self.trainer is None:
-            return 0
-        ready: int = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
-        return ready if ready < self.trainer.num_training_batches else 0
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps: where in the epoch the training is."""
+        return {} if self.loader is None else self.loader.position()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on there."""
+        self.resumed = state_dict
 
     def _loader(self, dataset: Dataset[Sample], batch_size: int, *, training: bool) -> DataLoader[Sample]:
         trainer = self.trainer
         processes, rank = (1, 0) if trainer is None else (trainer.world_size, trainer.global_rank)
-        sampler: Sampler[int]
+        options: dict[str, Any] = {
+            "num_workers": self.num_workers,
+            "persistent_workers": self.num_workers > 0,
+            "pin_memory": torch.cuda.is_available(),
+            "collate_fn": collate,
+            "worker_init_fn": ignore_signals,
+        }
         if training:
-            seed = torch.initial_seed() % 2**32  # the run's, since `seed_everything`
-            sampler = TrainingSampler(
-                dataset, num_replicas=processes, rank=rank, seed=seed, done=lambda: batch_size * self._batches_done()
-            )
-            dataset = SeededDataset(dataset, seed)
-        else:
-            sampler = EvaluationSampler(dataset, num_replicas=processes, rank=rank)
-            dataset = FilledDataset(dataset)
-        return DataLoader(
-            dataset,
-            batch_size=batch_size,
-            sampler=sampler,
-            drop_last=training,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
-            collate_fn=collate,
-        )
+            # Without a run of segvid: what Lightning's seed_everything has left, equal in all processes.
+            seed = int(os.environ.get("PL_GLOBAL_SEED", "0")) if self.run_seed is None else self.run_seed
+            order = TrainingSampler(dataset, num_replicas=processes, rank=rank, seed=seed)
+            self.loader = TrainingLoader(SeededDataset(dataset, seed), order, batch_size, self.resumed, **options)
+            return self.loader
+        positions = EvaluationSampler(dataset, num_replicas=processes, rank=rank)
+        return DataLoader(FilledDataset(dataset), batch_size=batch_size, sampler=positions, **options)

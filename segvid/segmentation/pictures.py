@@ -130,8 +130,11 @@ def datamodule(trainer: Trainer) -> SegmentationDataModule:
 
 
 def run_folder(trainer: Trainer) -> Path | None:
-    """The folder of the run. One process alone may ask: `trainer.log_dir` waits until all have asked."""
+    """The folder of the run, which only a training with a logger has.
+
+    The first process alone may ask: the others do not know it, and `trainer.log_dir` waits until all have asked.
+    """
     for logger in trainer.loggers:
         place = getattr(logger, "log_dir", None) or logger.save_dir
         return None if place is None else Path(place)
-    return Path(trainer.default_root_dir)
+    return None

@@ -1,8 +1,14 @@
 """The field's learning-rate schedule: polynomial decay a step, after a linear warm-up."""
 
+from typing import Any
+
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+
+from segvid.errors import UserError
+
+OPTION = "--model.init_args.lr_scheduler.init_args.total_steps"
 
 
 class PolyLR(LRScheduler):
@@ -10,7 +16,8 @@ class PolyLR(LRScheduler):
 
     Args:
         optimizer: whose learning rates are set.
-        total_steps: length of the training; the task fills it in when it is None.
+        total_steps: length of the training; the task fills it in when it is None. A resumed training keeps the length
+            that it began with, unless another is given here.
         power: of the decay, 0.9 in the papers.
         warmup_steps: steps over which the learning rate rises linearly.
         min_ratio: the learning rate does not fall below this share of the base (mmsegmentation: 0.01).
@@ -28,6 +35,7 @@ class PolyLR(LRScheduler):
         last_epoch: int = -1,
     ) -> None:
         self.total_steps = total_steps
+        self.filled_in = False
         self.power = power
         self.warmup_steps = warmup_steps
         self.min_ratio = min_ratio
@@ -41,6 +49,31 @@ class PolyLR(LRScheduler):
     def set_total_steps(self, total_steps: int) -> None:
         """Fills in the length of the training."""
         self.total_steps = total_steps
+        self.filled_in = True
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on where a schedule was saved; a length that was given, not filled in, holds from here on.
+
+        Raises:
+            UserError: the training has become longer than the schedule, and nothing says what the rest is trained with.
+        """
+        length, filled_in = self.total_steps, self.filled_in
+        super().load_state_dict(state_dict)
+        self.filled_in = filled_in
+        if length is None or self.total_steps is None or length == self.total_steps:
+            return
+        if filled_in:
+            if length > self.total_steps:
+                raise UserError(
+                    f"the learning rate of this training falls over {self.total_steps} steps, and the training is now "
+                    f"{length} steps long. Either the rate falls from here on as in a training of {length} steps: "
+                    f"{OPTION} {length}; or it stays where it ends: {OPTION} {self.total_steps}."
+                )
+            return
+        self.total_steps = length
+        self._last_lr = self.get_lr()
+        for group, rate in zip(self.optimizer.param_groups, self._last_lr, strict=True):
+            group["lr"] = rate
 
     def factor(self, step: int) -> float:
         """What the base learning rate is multiplied with at `step`."""
