@@ -12,7 +12,7 @@ import numpy as np
 from segvid.data.reading import Array, DataError
 
 if TYPE_CHECKING:
-    from av import VideoFrame
+    from av import VideoFrame, VideoStream
 
 RATE = Fraction(25)  # where a file does not say its own
 WIDEST_PIXEL = 8  # a pixel that is said to be wider (or higher) than this is a fault of the file
@@ -81,12 +81,12 @@ def frames(path: Path, note: Callable[[str], None]) -> Iterator[Frame]:
         note: is told what is odd, but no damage: fewer pictures than the header promises, a change of the size.
 
     Raises:
-        DataError: it cannot be read, or is damaged: its decoder fails, or a file without an index of its pictures
-            (Matroska, WebM) breaks off.
+        DataError: it cannot be read, or is damaged: its decoder fails, pictures of its index cannot be found in it, or
+            a file without such an index (Matroska, WebM) breaks off.
     """
     import av
 
-    count = 0
+    count = delivered = 0  # pictures and packets
     try:
         faults: list[str] = []
         with _demuxer_errors(faults):
@@ -108,6 +108,7 @@ def frames(path: Path, note: Callable[[str], None]) -> Iterator[Frame]:
                     packet = next(packets, None)
                 if packet is None:
                     break
+                delivered += packet.size > 0
                 if began is None and not packet.is_discard:
                     began = packet.pts
                 for decoded in packet.decode():
@@ -127,6 +128,8 @@ def frames(path: Path, note: Callable[[str], None]) -> Iterator[Frame]:
                     last = time
                     count += 1
                     yield Frame(reader.read(decoded), time - start, decoded.duration or step, time_base, rate)
+            if delivered < _indexed(stream, path):
+                raise DataError(path, f"is damaged: {count} of its pictures are left, others are in its index only.")
             if faults and "matroska" in container.format.name:
                 raise DataError(
                     path,
@@ -143,6 +146,12 @@ def frames(path: Path, note: Callable[[str], None]) -> Iterator[Frame]:
                 path, f"is damaged: after {count} pictures its decoder fails ({error.strerror})."
             ) from error
         raise DataError(path, f"cannot be read as a video ({error.strerror}).") from error
+
+
+def _indexed(stream: "VideoStream", path: Path) -> int:
+    """How many packets of the stream's index lie within the file: those beyond its end are a promise only."""
+    end = path.stat().st_size
+    return sum(entry.size > 0 and entry.pos + entry.size <= end for entry in stream.index_entries)
 
 
 class _Reader:
