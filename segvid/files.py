@@ -3,13 +3,15 @@
 import contextlib
 import json
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
 from segvid.errors import UserError
 
 Content = TypeVar("Content")
+PARTIAL = ".partial-"  # then the number of the process and the name
 
 
 def write_whole(file: Path, save: Callable[[Path], object]) -> None:
@@ -18,7 +20,7 @@ def write_whole(file: Path, save: Callable[[Path], object]) -> None:
     Raises:
         UserError: it cannot be written.
     """
-    partial = file.with_name(f".partial-{os.getpid()}-{file.name}")
+    partial = file.with_name(f"{PARTIAL}{os.getpid()}-{file.name}")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         save(partial)
@@ -28,6 +30,33 @@ def write_whole(file: Path, save: Callable[[Path], object]) -> None:
     finally:
         with contextlib.suppress(OSError):
             partial.unlink()
+
+
+def remove_partials(folders: Iterable[Path]) -> None:
+    """Removes what processes that were killed while they wrote have left in these folders."""
+    for folder in folders:
+        for partial in folder.glob(f"{PARTIAL}*"):
+            process = partial.name.removeprefix(PARTIAL).partition("-")[0]
+            if not process.isdigit() or _runs(int(process)):
+                continue
+            if partial.is_dir() and not partial.is_symlink():
+                shutil.rmtree(partial, ignore_errors=True)
+            else:
+                with contextlib.suppress(OSError):
+                    partial.unlink()
+
+
+def _runs(process: int) -> bool:
+    """Whether there is another process of this number; this one has not begun to write yet."""
+    if process == os.getpid():
+        return False
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def write_text(file: Path, text: str) -> None:

@@ -1,6 +1,9 @@
 """Files are written whole, and checked where they are read."""
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -9,7 +12,7 @@ import pytest
 from annotated_types import Gt
 
 from segvid.errors import UserError
-from segvid.files import checked, read_json, write_json, write_text
+from segvid.files import checked, read_json, remove_partials, write_json, write_text
 
 
 @dataclass
@@ -66,3 +69,17 @@ def test_where_nothing_can_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot be written"):
         write_text(tmp_path / "file" / "a.txt", "x")
+
+
+def test_what_killed_processes_left_is_removed(tmp_path: Path) -> None:
+    """Not what another process writes now, and nothing that only looks like it."""
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    left = [tmp_path / f".partial-{process}-a.json" for process in (gone.pid, os.getpid(), 10**30)]
+    others = [tmp_path / name for name in (f".partial-{os.getppid()}-a.json", ".partial-mine", "a.json")]
+    for file in (*left, *others):
+        file.touch()
+    folder = tmp_path / f".partial-{gone.pid}-frames"
+    (folder / "deep").mkdir(parents=True)
+    remove_partials([tmp_path, tmp_path / "nowhere"])
+    assert set(tmp_path.iterdir()) == set(others)

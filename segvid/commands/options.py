@@ -73,6 +73,11 @@ class Progress:
             self.said = now
             self.console.print(f"{self.what}: {self.state(now - self.started)}", soft_wrap=True)
 
+    def expect(self, total: int) -> None:
+        """Another number of items, known better now."""
+        self.total = total
+        self.bar.update(self.task, total=total)
+
     def state(self, seconds: float) -> str:
         """What is done after so many seconds, and how long the rest will take."""
         if self.total is None:

@@ -14,7 +14,7 @@ from segvid.errors import UserError
 from segvid.export.formats import read_record
 from segvid.export.run_file import Run, load
 from segvid.segmentation.inference import Inference, class_scores
-from segvid.segmentation.trained import resized
+from segvid.segmentation.trained import finite, resized
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,35 @@ class ExportedModel:
         Raises:
             UserError: the file cannot evaluate images in this way, or not of this size.
         """
+        if self.output_type != "classes":
+            return list(self.scores_of(pictures, how).argmax(dim=1).byte().numpy())
+        if how != Inference():
+            raise UserError(f"{self.file} gives classes, no scores to be averaged: export it with logits.")
+        images, size = self.prepared(pictures, how)
+        if images.shape[-2:] != size:
+            raise DataError(
+                f"{self.file} gives the classes of images of {images.shape[-2]} x {images.shape[-1]} (its training "
+                "had image_size), and classes cannot be resized: export it with logits."
+            )
+        return list(self.checked(images))
+
+    def scores_of(self, pictures: Sequence[Array], how: Inference) -> Tensor:
+        """Scores of the classes, (B, C, H, W), whose softmax are probabilities; pictures must all have one size.
+
+        Raises:
+            UserError: the file gives none, cannot evaluate images in this way, or what it gives are no numbers.
+        """
+        if self.output_type == "classes":
+            raise UserError(f"{self.file} gives classes, no scores: export it with logits.")
+        images, size = self.prepared(pictures, how)
+        return finite(class_scores(self.scores, images, size, how))
+
+    def prepared(self, pictures: Sequence[Array], how: Inference) -> tuple[Tensor, tuple[int, ...]]:
+        """The pictures as the file takes them, and the size that they had.
+
+        Raises:
+            UserError: the file cannot evaluate images in this way.
+        """
         size = pictures[0].shape[:2]
         images = torch.from_numpy(np.stack([resized(picture, self.image_size) for picture in pictures]))
         images = images.permute(0, 3, 1, 2)
@@ -57,16 +86,7 @@ class ExportedModel:
             raise UserError(f"{self.file} takes uint8: for --scales export it with --input_type float32.")
         if scaled or self.input_type == "float32":
             images = images.float() / 255
-        if self.output_type == "classes":
-            if how != Inference():
-                raise UserError(f"{self.file} gives classes, no scores to be averaged: export it with logits.")
-            if images.shape[-2:] != size:
-                raise DataError(
-                    f"{self.file} gives the classes of images of {images.shape[-2]} x {images.shape[-1]} (its training "
-                    "had image_size), and classes cannot be resized: export it with logits."
-                )
-            return list(self.checked(images))
-        return list(class_scores(self.scores, images, size, how).argmax(dim=1).byte().numpy())
+        return images, size
 
     def scores(self, images: Tensor) -> Tensor:
         """Logits, or log probabilities, which have the same softmax."""

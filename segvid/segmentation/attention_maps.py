@@ -13,14 +13,17 @@ import matplotlib
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor, nn
 
 from segvid.errors import UserError
+from segvid.text import label
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 Picture = NDArray[np.uint8]
+LARGEST = 1024  # pixels of the longer side of what is drawn
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,8 @@ def attention_maps(model: nn.Module, image: Tensor, point: tuple[int, int]) -> l
         offered: Any = module
         weights = offered.attention_map(x, position)[0] if hasattr(module, "attention_map") else None
         regions = offered.regions(x)[0] if hasattr(module, "regions") else None
+        if not all(found is None or found.isfinite().all() for found in (weights, regions)):
+            raise UserError(f"the weights of {name} are no numbers (NaN or infinite): the model is broken.")
         maps.append(
             AttentionMap(
                 f"{name}: {type(module).__name__}",
@@ -135,33 +140,42 @@ def draw(
 
     Args:
         picture: the image (H, W, 3).
-        queries: each point with the maps of all mechanisms for it.
-        with_regions: how many soft regions to show, those that cover most.
+        queries: each point, in pixels of `picture`, with the maps of all mechanisms for it.
+        with_regions: how many soft regions to show, those that cover most; at least 8 of a mechanism that has no maps.
     """
+    height, width = picture.shape[:2]
+    smaller = max(height, width, LARGEST) / LARGEST  # than the picture is what is drawn, a few hundred pixels wide
+    sizes = max(round(width / smaller), 1), max(round(height / smaller), 1)
+    shown = np.asarray(Image.fromarray(picture).resize(sizes), dtype=np.uint8)
     rows: list[tuple[str, list[tuple[str, Picture]]]] = []
     for index, first in enumerate(queries[0][1]):
         cells: list[tuple[str, Picture]] = []
         for point, maps in queries:
             weights = maps[index].weights
             if weights is not None:
-                cells.append((f"query {point[0]},{point[1]}", overlay(picture, weights, point)))
-        if first.regions is not None and with_regions:
-            order = np.argsort(-np.abs(first.regions).sum(axis=(1, 2)))[:with_regions]
+                place = (point[0] * shown.shape[1] // width, point[1] * shown.shape[0] // height)
+                cells.append((f"query {point[0]},{point[1]}", overlay(shown, weights, place)))
+        regions = with_regions if first.weights is not None else max(with_regions, 8)
+        if first.regions is not None and regions:
+            order = np.argsort(-np.abs(first.regions).sum(axis=(1, 2)))[:regions]
             for k in order:
-                cells.append((f"region {k}", overlay(picture, first.regions[k], None)))
-        rows.append((first.mechanism, [("image", picture), *cells]))
-    width = min(max(len(cells) for _, cells in rows), 6)
-    lines = [(title, cells[i : i + width]) for title, cells in rows for i in range(0, len(cells), width)]
-    ratio = picture.shape[0] / picture.shape[1]
+                cells.append((f"region {k}", overlay(shown, first.regions[k], None)))
+        rows.append((first.mechanism, [("image", shown), *cells]))
+    columns = min(max(len(cells) for _, cells in rows), 6)
+    lines = [(title, cells[i : i + columns]) for title, cells in rows for i in range(0, len(cells), columns)]
     figure, grid = plt.subplots(
-        len(lines), width, figsize=(2.4 * width, (2.4 * ratio + 0.35) * len(lines)), squeeze=False, layout="compressed"
+        len(lines),
+        columns,
+        figsize=(2.4 * columns, (2.4 * height / width + 0.35) * len(lines)),
+        squeeze=False,
+        layout="compressed",
     )
     for axes_row, (title, cells) in zip(grid, lines, strict=True):
         for axes in axes_row:
             axes.axis("off")
         for axes, (name, cell) in zip(axes_row, cells, strict=False):
             axes.imshow(cell, interpolation="nearest")
-            axes.set_title(name if name != "image" else title, fontsize=7)
+            axes.set_title(label(title) if name == "image" else name, fontsize=7)
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=120)
     plt.close(figure)

@@ -1,5 +1,6 @@
 """A trained model as its checkpoint describes it: weights, classes, and how images were prepared."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,11 +52,32 @@ class TrainedModel:
         return ((pixels.float() / 255 - mean) / std).to(self.task.device)
 
     @torch.inference_mode()
+    def scores_of(self, pictures: Sequence[Array], how: Inference) -> Tensor:
+        """Scores of the classes, (B, C, H, W), whose softmax are probabilities; pictures must all have one size.
+
+        Raises:
+            UserError: they are no numbers.
+        """
+        images = torch.stack([self.normalised(self.resized(picture)) for picture in pictures])
+        return finite(class_scores(self.task, images, pictures[0].shape[:2], how))
+
     def classes(self, pictures: Sequence[Array], how: Inference) -> list[Array]:
         """The class index of every pixel, (H, W) uint8, at the pictures' own size; they must all have one."""
-        images = torch.stack([self.normalised(self.resized(picture)) for picture in pictures])
-        scores = class_scores(self.task, images, pictures[0].shape[:2], how)
-        return list(scores.argmax(dim=1).byte().cpu().numpy())
+        return list(self.scores_of(pictures, how).argmax(dim=1).byte().cpu().numpy())
+
+
+def finite(scores: Tensor) -> Tensor:
+    """The scores of a model.
+
+    Raises:
+        UserError: not all of them are numbers.
+    """
+    if not scores.isfinite().all():
+        raise UserError(
+            "the scores of the model are no numbers (NaN or infinite): its weights are broken, or the mean and std of "
+            "its normalisation. Nothing is predicted with it; take an earlier checkpoint."
+        )
+    return scores
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -152,11 +174,14 @@ def resized(picture: Array, image_size: tuple[int, int] | None) -> Array:
 def describe(task: SegmentationTask, data: dict[str, Any]) -> TrainedModel:
     """A task with what its data module said."""
     size = data.get("image_size")
+    std = tuple(data.get("std", IMAGENET_STD))
+    if not all(0 < value < math.inf for value in std):
+        raise UserError(f"the checkpoint's normalisation has the std {list(std)}: pictures cannot be divided by it.")
     return TrainedModel(
         task,
         list(data.get("class_names", [f"class {index}" for index in range(task.num_classes)])),
         [(int(r), int(g), int(b)) for r, g, b in data.get("palette", voc_palette(task.num_classes))],
         None if size is None else (int(size[0]), int(size[1])),
         tuple(data.get("mean", IMAGENET_MEAN)),
-        tuple(data.get("std", IMAGENET_STD)),
+        std,
     )

@@ -47,6 +47,15 @@ def test_a_work_of_unknown_length() -> None:
     assert Progress(console(file=io.StringIO()), "frames", None, "frames").state(3.0) == "0 frames"
 
 
+def test_a_number_of_items_that_is_known_better_now() -> None:
+    shown = io.StringIO()
+    with Progress(console(file=shown, width=100, force_terminal=True), "predict", 9, "pictures") as progress:
+        progress.expect(4)
+        progress.advance(2)
+    assert progress.state(6.0) == "2 of 4 pictures, 6 s left"
+    assert "2/4" in shown.getvalue()
+
+
 def test_durations() -> None:
     assert [duration(s) for s in (0.4, 59, 61, 3599, 3661, 7500)] == [
         "0 s",

@@ -1,18 +1,32 @@
 """Where a head looks: the maps that mechanisms offer, found in a model and drawn."""
 
 import io
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from matplotlib.axes import Axes
+from numpy.typing import NDArray
 from PIL import Image
 
 from segvid.attention.context import NonLocal
 from segvid.backbones import ConvNet
+from segvid.cli import main
 from segvid.compare.run import query_point
 from segvid.errors import UserError
+from segvid.segmentation import attention_maps as attention_maps_module
 from segvid.segmentation import heads
-from segvid.segmentation.attention_maps import attention_maps, draw, mechanisms, overlay, query_points
+from segvid.segmentation.attention_maps import (
+    AttentionMap,
+    Picture,
+    attention_maps,
+    draw,
+    mechanisms,
+    overlay,
+    query_points,
+)
 from segvid.segmentation.task import SegmentationTask
 from tests.reference import randomise
 
@@ -100,3 +114,76 @@ def test_query_point_is_on_the_rarest_class() -> None:
     mask[7, 9] = 255
     assert query_point(mask) == (4, 3)
     assert query_point(torch.full((10, 12), 255)) == (6, 5)
+
+
+def test_titles_name_points_of_the_picture_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where what is drawn is smaller; the cross is where the point is."""
+    titles: list[str] = []
+    crosses: list[tuple[int, int]] = []
+    usual = attention_maps_module.overlay
+
+    def overlay(picture: Picture, weights: NDArray[np.float64], point: tuple[int, int] | None) -> Picture:
+        assert picture.shape == (512, 1024, 3)
+        assert point is not None
+        crosses.append(point)
+        return usual(picture, weights, point)
+
+    monkeypatch.setattr(attention_maps_module, "overlay", overlay)
+    monkeypatch.setattr(Axes, "set_title", lambda _, text, **__: titles.append(text))
+    found = [AttentionMap("head: A", np.ones((2, 4)), (0, 0), None)]
+    draw(np.zeros((1024, 2048, 3), dtype=np.uint8), [((2047, 1000), found)])
+    assert titles == ["head: A", "query 2047,1000"]
+    assert crosses == [(1023, 500)]
+
+
+def test_a_head_that_has_regions_only_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without --all, too."""
+    titles: list[str] = []
+    monkeypatch.setattr(Axes, "set_title", lambda _, text, **__: titles.append(text))
+    found = attention_maps(task("BeyondGridsHead"), torch.randn(3, 20, 28), (5, 5))
+    assert found[0].weights is None
+    draw(np.zeros((20, 28, 3), dtype=np.uint8), [((5, 5), found)])
+    assert len([title for title in titles if title.startswith("region ")]) == 8
+
+
+def test_weights_that_are_no_numbers_are_refused() -> None:
+    model = task("NonLocalHead")
+    for parameter in model.head.parameters():
+        torch.nn.init.constant_(parameter, float("nan"))
+    with pytest.raises(UserError, match="no numbers"):
+        attention_maps(model, torch.randn(3, 20, 28), (5, 5))
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_the_command_takes_the_point_in_the_picture_as_it_is_shown(
+    turned: bool, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Upright, and at its own size: the model sees it at the size of its training."""
+    content = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    content["data"]["image_size"] = (48, 24)
+    torch.save(content, tmp_path / "a.ckpt")
+    shown = Image.fromarray(np.random.default_rng(0).integers(0, 255, (96, 72, 3), dtype=np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = 6 if turned else 1  # lies on its side, and is to be turned clockwise
+    stored = shown.transpose(Image.Transpose.ROTATE_90) if turned else shown
+    stored.save(tmp_path / "a.png", exif=exif)
+    drawn: list[Any] = []
+    places: list[tuple[int, int]] = []
+    usual = attention_maps_module.attention_maps
+
+    def maps(model: torch.nn.Module, image: torch.Tensor, point: tuple[int, int]) -> list[AttentionMap]:
+        places.append(point)
+        return usual(model, image, point)
+
+    def draw_nothing(*arguments: Any, **_: Any) -> bytes:
+        drawn.append(arguments)
+        return b""
+
+    monkeypatch.setattr(attention_maps_module, "attention_maps", maps)
+    monkeypatch.setattr(attention_maps_module, "draw", draw_nothing)
+    words = ["--ckpt_path", str(tmp_path / "a.ckpt"), "--image", str(tmp_path / "a.png"), "--point", "60,90"]
+    assert main(["attention", *words, "--output", str(tmp_path / "o.png")]) == 0
+    picture, queries = drawn[0]
+    np.testing.assert_array_equal(picture, np.asarray(shown))
+    assert [point for point, _ in queries] == [(60, 90)]
+    assert places == [(20, 45)]
