@@ -21,8 +21,6 @@ from segvid.text import console as text_console
 from segvid.text import label, plain
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from segvid.data.reading import Array
     from segvid.export.exported import ExportedModel
     from segvid.predictions import Record
@@ -341,7 +339,7 @@ def predict_one(
     from PIL import Image
 
     from segvid.data.cityscapes import TRAIN_IDS
-    from segvid.data.reading import read_image, voc_palette
+    from segvid.data.reading import palette_image, read_image, voc_palette
 
     files = outputs(source, options)
     if source.is_video:
@@ -377,23 +375,11 @@ def classes_of(
     return scores.argmax(dim=0).byte().cpu().numpy(), (255 * shares).round().byte().cpu().numpy()
 
 
-def palette_image(classes: "Array", palette: Sequence[Sequence[int]]) -> "Image":
-    """Class indices as a palette image."""
-    import numpy as np
-    from PIL import Image
-
-    image = Image.fromarray(classes, mode="P")
-    table = np.zeros((256, 3), dtype=np.uint8)
-    table[: len(palette)] = np.array(palette, dtype=np.uint8)
-    image.putpalette(table.tobytes())
-    return image
-
-
 def blend(picture: "Array", classes: "Array", model: "TrainedModel | ExportedModel", opacity: float) -> "Array":
     """The colours of the classes over the picture, (H, W, 3), but not that of the background."""
     import numpy as np
 
-    from segvid.segmentation.pictures import colour
+    from segvid.data.reading import colour
 
     mixed = (1 - opacity) * picture.astype(np.float32) + opacity * colour(classes, model.palette).astype(np.float32)
     clear = np.isin(classes, [index for index, name in enumerate(model.class_names) if is_background(name)])
@@ -443,7 +429,7 @@ def predict_video(
     import numpy as np
     from PIL import Image
 
-    from segvid.data.reading import DataError
+    from segvid.data.reading import DataError, palette_image
     from segvid.data.video import frames
 
     output: Path = options.output

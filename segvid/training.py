@@ -37,7 +37,7 @@ from segvid.logs import ClassCurves, MetricsFile, ModelLines, ProgressLines
 from segvid.segmentation.clock import TrainingClock
 from segvid.segmentation.distance import DistanceAccuracy
 from segvid.segmentation.pictures import PredictionPanels, run_folder
-from segvid.segmentation.reporting import EvaluationReport
+from segvid.segmentation.reporting import EvaluationFolder, EvaluationReport, evaluation_folder
 from segvid.segmentation.task import SegmentationTask
 from segvid.segmentation.trained import read_checkpoint
 from segvid.stopping import GentleStop
@@ -119,7 +119,7 @@ class SegvidCLI(LightningCLI):
 
     def __init__(self, folder: Path | None = None, callbacks: Sequence[Callback] = (), **options: Any) -> None:
         self.folder = folder
-        self.recorded: dict[str, Any] = {}  # what the checkpoint says of its model
+        self.checkpoint: dict[str, Any] = {}  # its content
         self.callbacks = list(callbacks)
         self.report = EvaluationReport()
         self.distance = DistanceAccuracy()
@@ -147,6 +147,12 @@ class SegvidCLI(LightningCLI):
         parser.link_arguments("data.num_classes", "model.init_args.num_classes", apply_on="instantiate")
         parser.add_lightning_class_args(Checkpoints, "checkpoint")
         parser.add_lightning_class_args(PredictionPanels, "panels")
+        parser.add_argument(
+            "--accept_other_data",
+            type=bool,
+            default=False,
+            help="take a checkpoint of other classes, normalisation or image size than those of the data at hand",
+        )
         parser.set_defaults(
             {
                 "checkpoint.monitor": "val/mIoU",
@@ -162,6 +168,8 @@ class SegvidCLI(LightningCLI):
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         parser.set_defaults({"weights_only": True})  # a checkpoint is data: unpickling code from it is refused
+        if subcommand in ("validate", "test"):
+            parser.set_defaults({"verbose": False})  # the report prints the figures
         return parser
 
     def _parse_ckpt_path(self) -> None:
@@ -176,7 +184,7 @@ class SegvidCLI(LightningCLI):
         path = self._get(self.config, "ckpt_path")
         if path is not None:
             content = read_checkpoint(Path(path))
-            self.recorded = content["hyper_parameters"]
+            self.checkpoint = content
             if self.subcommand == "fit" and "optimizer_states" not in content:
                 raise UserError(f"{path} holds weights only, and a training cannot go on from it (--ckpt_path).")
         elif self.subcommand in ("validate", "test"):
@@ -205,26 +213,32 @@ class SegvidCLI(LightningCLI):
             while cause.__cause__ is not None or cause.__context__ is not None:
                 cause = cause.__cause__ or cause.__context__ or cause
             raise UserError(str(cause)) from error
-        self.check_recorded()
 
     def check_recorded(self) -> None:
-        """Compares the model with what the checkpoint says of its own.
+        """Compares model and data with what the checkpoint says of its own.
 
         Raises:
-            UserError: another head, or another number of classes.
+            UserError: another head, another number of classes, or other data that are not said to be meant.
         """
-        head = self.recorded.get("head")
-        name = head["class_path"].rsplit(".", 1)[-1] if isinstance(head, dict) else type(self.model.head).__name__
-        classes = self.recorded.get("num_classes", self.model.num_classes)
+        recorded = self.checkpoint.get("hyper_parameters", {})
+        head = recorded.get("head")
+        path = head.get("class_path") if isinstance(head, dict) else None
+        name = str(path).rsplit(".", 1)[-1] if path else type(self.model.head).__name__
+        classes = recorded.get("num_classes", self.model.num_classes)
         if (name, classes) != (type(self.model.head).__name__, self.model.num_classes):
             raise UserError(
                 f"The checkpoint does not fit the model: it is of a {name} with {classes} classes, and the "
                 f"configuration has a {type(self.model.head).__name__} and data with {self.model.num_classes}. Use the "
                 "config.yaml of its own run."
             )
+        self.model.accept_other_data = self._get(self.config, "accept_other_data")
+        self.model.check_data(self.checkpoint, self.datamodule, str(self._get(self.config, "ckpt_path")))
+        if self.subcommand is not None:
+            self.config[self.subcommand]["accept_other_data"] = False  # meant this time, not whenever it is resumed
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The trainer, by default with one folder a run: TensorBoard, CSV, config and checkpoints side by side."""
+        self.check_recorded()  # before a folder is made
         config = self._get(self.config_init, "trainer")
         seed = self.run_seed()
         self.datamodule.run_seed = seed
@@ -255,8 +269,13 @@ class SegvidCLI(LightningCLI):
         return int(torch.initial_seed() % 2**32) if isinstance(seed, bool) else int(seed)
 
     def run_loggers(self, trainer: Trainer, root: Path) -> list[Any]:
-        """TensorBoard's and `metrics.csv` in the folder of the run, which the first process makes."""
+        """TensorBoard's and `metrics.csv` in the folder of the run, which the first process makes.
+
+        An evaluation has a place in the run of its checkpoint, and no log.
+        """
         folder = self.folder
+        if self.subcommand in ("validate", "test"):
+            return [EvaluationFolder(folder or self.evaluation_folder())]
         if folder is None:
             place = root / f"{type(self.datamodule).__name__}-{type(self.model.head).__name__}"
             # The others write nothing; Lightning tells them the first one's folder where they ask for it.
@@ -264,6 +283,12 @@ class SegvidCLI(LightningCLI):
         resumed = self.folder is not None and self._get(self.config, "ckpt_path") is not None
         tensorboard = TensorBoardLogger(folder.parent, name="", version=folder.name, default_hp_metric=False)
         return [tensorboard, MetricsFile(folder, keep=resumed)]
+
+    def evaluation_folder(self) -> Path:
+        """Where an evaluation is written: in the run of its checkpoint."""
+        stage = "val" if self.subcommand == "validate" else "test"
+        checkpoint = Path(self._get(self.config, "ckpt_path"))
+        return evaluation_folder(checkpoint, stage, self.model.inference, self.config_dump)
 
 
 def take_folder(place: Path) -> Path:

@@ -98,7 +98,6 @@ def test_shipped_recipe(recipe: str, make: Callable[[Path], list[int]], options:
     assert [value is not None for value in trained["accuracy"]] == [count > 0 for count in expected]
 
     checkpoint = ["--ckpt_path", str(folder / "checkpoints" / "last.ckpt")]
-    root = f"--trainer.default_root_dir={tmp_path / 'b'}"
-    assert main(["validate", "--config", str(folder / "config.yaml"), *checkpoint, root]) == 0
-    (file,) = tmp_path.glob("b/*/version_0/val.json")
+    assert main(["validate", "--config", str(folder / "config.yaml"), *checkpoint]) == 0
+    (file,) = folder.glob("evaluations/*/val.json")
     assert json.loads(file.read_text())["confusion"] == trained["confusion"]

@@ -203,7 +203,7 @@ def test_panels_go_to_loggers_that_take_pictures(tmp_path: Path) -> None:
         enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
     )  # fmt: skip
     trainer.fit(SegmentationTask(ConvNet([4, 6, 8]), heads.FCNHead, data.num_classes), datamodule=data)
-    assert album.pictures == [("val/predictions", 2, (104, 144, 3))]
+    assert album.pictures == [("val/predictions", 2, (432, 588, 3))]
 
 
 def test_deterministic_trainings_are_equal_to_the_bit(tmp_path: Path) -> None:

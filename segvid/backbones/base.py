@@ -4,9 +4,10 @@ import torch
 from torch import Tensor, nn
 
 from segvid.errors import UserError
+from segvid.recorded import Recorded
 
 
-class Backbone(nn.Module):
+class Backbone(Recorded, nn.Module):
     """Image to a list of feature maps, finest first. A subclass calls `measure` at the end of its `__init__`.
 
     Attributes:
@@ -19,7 +20,7 @@ class Backbone(nn.Module):
 
     channels: tuple[int, ...]
     strides: tuple[int, ...]
-    __jit_ignored_attributes__ = ["channels", "strides"]  # noqa: RUF012 - the name TorchScript looks for
+    __jit_ignored_attributes__ = ["channels", "strides", "made_with"]  # noqa: RUF012 - the name TorchScript looks for
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """The feature maps, finest first."""
@@ -29,13 +30,18 @@ class Backbone(nn.Module):
         """Sets `channels` and `strides` from a forward of an empty 64 x 64 image.
 
         Raises:
-            UserError: the last map has not the `output_stride` asked for.
+            UserError: the forward gives no list of maps, or the last one has not the `output_stride` asked for.
         """
         training = self.training
         self.eval()
         with torch.no_grad():
             maps = self(torch.zeros(1, in_channels, 64, 64))
         self.train(training)
+        if not isinstance(maps, list | tuple) or not all(isinstance(m, Tensor) and m.ndim == 4 for m in maps):
+            raise UserError(
+                f"{type(self).__name__}.forward gives no list of maps (B, C, H, W), finest first: for a single map "
+                "write return [x]."
+            )
         self.channels = tuple(int(m.shape[1]) for m in maps)
         self.strides = tuple(64 // int(m.shape[2]) for m in maps)
         if output_stride is not None and self.strides[-1] != output_stride:

@@ -19,11 +19,11 @@ from PIL import Image
 from torch import Tensor
 
 from segvid.data.reading import IGNORED
+from segvid.data.record import denormalise
 from segvid.errors import UserError, user_message
+from segvid.files import without_nan
 from segvid.segmentation.attention_maps import attention_maps, mechanisms, overlay
 from segvid.segmentation.clock import peak_memory_mb, training_clock
-from segvid.segmentation.pictures import denormalise
-from segvid.segmentation.reporting import without_nan
 from segvid.segmentation.task import SegmentationTask
 from segvid.training import SegvidCLI, prepare
 

@@ -127,6 +127,26 @@ def voc_palette(num_colours: int) -> list[tuple[int, int, int]]:
     return palette
 
 
+def colour_table(palette: Sequence[Sequence[int]]) -> Array:
+    """The colours of all bytes of a mask, (256, 3): those of the classes, white for the ignored label and others."""
+    table = np.full((256, 3), 255, dtype=np.uint8)
+    table[: len(palette)] = np.array(palette, dtype=np.uint8).reshape(-1, 3)
+    return table
+
+
+def colour(mask: Array, palette: Sequence[Sequence[int]]) -> Array:
+    """Class indices (H, W) in the colours of the palette, (H, W, 3)."""
+    coloured: Array = colour_table(palette)[mask]
+    return coloured
+
+
+def palette_image(mask: Array, palette: Sequence[Sequence[int]]) -> Image.Image:
+    """Class indices (H, W) as a palette image, which keeps them and shows the colours."""
+    image = Image.fromarray(mask, mode="P")
+    image.putpalette(colour_table(palette).tobytes())
+    return image
+
+
 def _open(path: Path) -> tuple[Image.Image, str]:
     """The image, and how the file stores its pixels in Pillow's words, such as "RGB;16B": a mode has no depth."""
     try:

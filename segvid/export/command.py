@@ -17,11 +17,12 @@ from rich.table import Table
 
 import segvid
 from segvid.data.reading import Array, read_image
+from segvid.data.record import data_record
 from segvid.errors import UserError
 from segvid.export import formats, gate
 from segvid.export.graph import OUTPUT_TYPES, InferenceGraph
 from segvid.provenance import commit, sha256
-from segvid.segmentation.task import SegmentationTask, data_record
+from segvid.segmentation.task import SegmentationTask
 from segvid.segmentation.trained import TrainedModel, describe, load_trained
 
 EPILOG = """\

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from segvid.data.reading import Array, DataError
+from segvid.data.record import resized
 from segvid.errors import UserError
 from segvid.export.formats import read_record
 from segvid.export.run_file import Run, load
 from segvid.segmentation.inference import Inference, class_scores
-from segvid.segmentation.trained import finite, resized
+from segvid.segmentation.trained import finite
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Accuracy against the distance between a pixel and what decides its label, where a data set knows that distance."""
 
 import csv
+import io
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from segvid.files import write_text
 from segvid.segmentation.pictures import run_folder
 
 BIN = 8.0  # pixels
@@ -111,8 +113,8 @@ class DistanceAccuracy(Callback):
         ]
         folder = run_folder(trainer)
         if trainer.is_global_zero and folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
-            with (folder / f"{stage}_distance.csv").open("w", newline="") as file:
-                writer = csv.writer(file)
-                writer.writerow(["distance from", "distance to", "pixels", "accuracy"])
-                writer.writerows([b.start, b.start + BIN, b.pixels, b.accuracy] for b in self.bins)
+            table = io.StringIO()
+            writer = csv.writer(table)
+            writer.writerow(["distance from", "distance to", "pixels", "accuracy"])
+            writer.writerows([b.start, b.start + BIN, b.pixels, b.accuracy] for b in self.bins)
+            write_text(folder / f"{stage}_distance.csv", table.getvalue())

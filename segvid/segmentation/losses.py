@@ -1,6 +1,7 @@
 """Losses on logits at mask size. All ignore the label 255 and give 0 (with a gradient) where nothing is labelled."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import segmentation_models_pytorch as smp
 import torch
@@ -9,14 +10,24 @@ from torch.nn import functional as F
 
 from segvid.data.reading import IGNORED
 from segvid.errors import UserError
+from segvid.recorded import Recorded
 
 
-class SegmentationLoss(nn.Module):
-    """A loss of logits (B, num_classes, H, W) and mask (B, H, W) int64; a scalar."""
+class SegmentationLoss(Recorded, nn.Module):
+    """A loss of logits (B, num_classes, H, W) and mask (B, H, W) int64; a scalar, at least in float32."""
+
+    def __call__(self, logits: Tensor, mask: Tensor) -> Any:
+        """The loss of a batch; under any precision of the training its sums are in float32."""
+        with torch.autocast(logits.device.type, enabled=False):
+            return super().__call__(logits.float() if logits.dtype.itemsize < 4 else logits, mask)
 
     def forward(self, logits: Tensor, mask: Tensor) -> Tensor:
         """The loss of a batch."""
         raise NotImplementedError
+
+    def weight(self, mask: Tensor) -> Tensor:
+        """What every image counts in the mean over a data set, (B, H, W) -> (B,): its pixels that are not ignored."""
+        return (mask != IGNORED).flatten(1).sum(dim=1)
 
 
 class CrossEntropy(SegmentationLoss):
@@ -31,20 +42,28 @@ class CrossEntropy(SegmentationLoss):
 
     def __init__(self, class_weights: Sequence[float] | None = None) -> None:
         super().__init__()
-        weight = None if class_weights is None else torch.tensor(list(class_weights), dtype=torch.float32)
-        self.weight: Tensor | None
-        # Not part of the checkpoint: it comes from the config, and a trained model is of use without it.
-        self.register_buffer("weight", weight, persistent=False)
+        # No buffer: a model in half precision would round it, and a trained model is of use without it.
+        self.class_weights = None if class_weights is None else torch.tensor(list(class_weights), dtype=torch.float32)
 
     def forward(self, logits: Tensor, mask: Tensor) -> Tensor:
-        if self.weight is not None and len(self.weight) != logits.shape[1]:
-            raise UserError(f"The loss has {len(self.weight)} class weights, but there are {logits.shape[1]} classes.")
-        total = F.cross_entropy(logits, mask, weight=self.weight, ignore_index=IGNORED, reduction="sum")
-        counted = mask != IGNORED
-        if self.weight is None:
-            return total / counted.sum().clamp(min=1)
-        count = self.weight[mask[counted]].sum()
+        weights = self.class_weights
+        if weights is not None and len(weights) != logits.shape[1]:
+            raise UserError(f"The loss has {len(weights)} class weights, but there are {logits.shape[1]} classes.")
+        if weights is not None:
+            weights = self.class_weights = weights.to(logits.device)
+        total = F.cross_entropy(
+            logits, mask, weight=None if weights is None else weights.to(logits), ignore_index=IGNORED, reduction="sum"
+        )
+        count = self.weight(mask).sum()
         return total / torch.where(count > 0, count, torch.ones_like(count))
+
+    def weight(self, mask: Tensor) -> Tensor:
+        """The weights of its classes, summed over the pixels that are not ignored; without weights their number."""
+        if self.class_weights is None:
+            return super().weight(mask)
+        counted = mask != IGNORED
+        weights = self.class_weights.to(mask.device)
+        return (weights[torch.where(counted, mask, 0)] * counted).flatten(1).sum(dim=1)
 
 
 class OhemCrossEntropy(SegmentationLoss):
@@ -53,6 +72,10 @@ class OhemCrossEntropy(SegmentationLoss):
     If they are fewer than `min_kept` an image, the hardest `min_kept` x B pixels of the batch are taken. Shrivastava,
     Gupta, Girshick, "Training Region-based Object Detectors with Online Hard Example Mining", CVPR 2016; in the form of
     the segmentation papers (CCNet, OCNet, EMANet on Cityscapes: 0.7 and 100,000).
+
+    The mean is over the kept pixels, as in the code that those papers released (the others get the ignored label).
+    mmsegmentation's OHEMPixelSampler weighs the others with 0 and divides by all pixels of the batch, the ignored ones
+    too: its loss and gradients are smaller by the share that is kept, and fall as training proceeds.
 
     Args:
         threshold: probability of the true class below which a pixel is hard.

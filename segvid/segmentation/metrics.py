@@ -5,12 +5,15 @@ of intersection / union over *all* pixels of the set; 255 is ignored. (`torchmet
 over images and cannot ignore a label: another number.)
 """
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torchmetrics import Metric
 from torchmetrics.classification import MulticlassConfusionMatrix
+from torchmetrics.utilities import dim_zero_cat
 
 from segvid.data.reading import IGNORED
 
@@ -21,6 +24,31 @@ def confusion_matrix(num_classes: int) -> MulticlassConfusionMatrix:
     Labels are checked where the files are read, so not here once more for every pixel.
     """
     return MulticlassConfusionMatrix(num_classes, ignore_index=IGNORED, validate_args=False)
+
+
+class ImageMean(Metric):
+    """The mean of a number over all images, each with a weight of its own.
+
+    The numbers are kept image by image and summed at the end, without a rounding error: so the mean depends neither on
+    the batches nor on how many processes shared the images.
+    """
+
+    full_state_update = False
+    rows: list[Tensor]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("rows", default=[], dist_reduce_fx="cat")
+
+    def update(self, values: Tensor, weights: Tensor) -> None:
+        """Adds images: (B,) and (B,)."""
+        self.rows.append(torch.stack([values.detach().float(), weights.float()], dim=1))
+
+    def compute(self) -> float:
+        """The mean; NaN where all weights are 0."""
+        rows = dim_zero_cat(self.rows).double().cpu().tolist()
+        total = math.fsum(weight for _, weight in rows)
+        return math.fsum(value * weight for value, weight in rows) / total if total else math.nan
 
 
 @dataclass(frozen=True)

@@ -1,24 +1,25 @@
 """A trained model as its checkpoint describes it: weights, classes, and how images were prepared."""
 
-import math
+import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
-import cv2
-import numpy as np
 import torch
-from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse import ArgumentParser
 from torch import Tensor
 
 from segvid.allowed import check_model, explain_refusal, restrict_imports
-from segvid.data.reading import Array, voc_palette
-from segvid.data.transforms import IMAGENET_MEAN, IMAGENET_STD
-from segvid.errors import UserError
+from segvid.data.reading import Array
+from segvid.data.record import complete, normalise, resized
+from segvid.errors import UserError, user_message
+from segvid.files import checked
+from segvid.segmentation.checks import unrecorded
 from segvid.segmentation.inference import Inference, class_scores
 from segvid.segmentation.task import SegmentationTask
+from segvid.text import plain
 
 
 @dataclass(frozen=True)
@@ -47,9 +48,7 @@ class TrainedModel:
 
     def normalised(self, picture: Array) -> Tensor:
         """The picture (H, W, 3) as the model takes it, (3, H, W)."""
-        mean, std = torch.tensor(self.mean).view(3, 1, 1), torch.tensor(self.std).view(3, 1, 1)
-        pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
-        return ((pixels.float() / 255 - mean) / std).to(self.task.device)
+        return normalise(picture, self).to(self.task.device)
 
     @torch.inference_mode()
     def scores_of(self, pictures: Sequence[Array], how: Inference) -> Tensor:
@@ -80,6 +79,16 @@ def finite(scores: Tensor) -> Tensor:
     return scores
 
 
+@dataclass(frozen=True)
+class Content:
+    """What a checkpoint has to hold, and of which kind it is."""
+
+    state_dict: dict[str, Any]
+    hyper_parameters: dict[str, Any]
+    data: dict[str, Any] = field(default_factory=dict)
+    global_step: int = 0
+
+
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """A checkpoint's content, its tensors left in the file; nothing in it is executed.
 
@@ -101,6 +110,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         reason = "it does not hold a model and what it was built from"
         raise UserError(f"{path} is no checkpoint of a segvid training: {reason}.") from error
+    checked(content, Content, path)
     return content
 
 
@@ -112,7 +122,11 @@ def load_trained(path: Path) -> TrainedModel:
             built here.
     """
     content = read_checkpoint(path)
-    return describe(rebuild(content, path).eval(), content.get("data", {}))
+    data = content.get("data", {})
+    model = describe(rebuild(content, path).eval(), data, f"{path}: data")
+    if "mean" not in data:
+        print(f"{plain(path)} does not say how images are normalised: ImageNet's mean and std taken.", file=sys.stderr)
+    return model
 
 
 # Arguments of a task that training needs, and a trained model does not.
@@ -141,6 +155,14 @@ def rebuild(content: dict[str, Any], path: Path) -> SegmentationTask:
         UserError: what it describes cannot be built here, or may not be, or the weights are of something else.
     """
     restrict_imports()
+    missing = unrecorded(content["hyper_parameters"], content["state_dict"])
+    if missing:
+        raise UserError(
+            f"{path} is of a task that was built in Python, and does not say how to build its {' and '.join(missing)}. "
+            "A class can be recorded, or functools.partial of one, from a module that can be imported, with numbers, "
+            "words and lists as arguments: with such ones load it in Python (SegmentationTask.load_from_checkpoint("
+            "path, backbone=..., head=...)) and save it again."
+        )
     try:
         record = {name: value for name, value in content["hyper_parameters"].items() if name not in OF_TRAINING}
         class_path = record.pop("_class_path", f"{SegmentationTask.__module__}.{SegmentationTask.__qualname__}")
@@ -155,33 +177,25 @@ def rebuild(content: dict[str, Any], path: Path) -> SegmentationTask:
         weights = {
             k: v for k, v in content["state_dict"].items() if not k.startswith(("loss.", "losses.", "confusion."))
         }
-    except (ArgumentError, TypeError, KeyError, AttributeError, ValueError) as error:
-        reason = explain_refusal(" ".join(str(error).split()))[:400]
+    except UserError:
+        raise
+    except Exception as error:  # a record can be wrong in any way
+        reason = user_message(error) or explain_refusal(" ".join(str(error).split()))[:400]
         raise UserError(f"{path}: its model cannot be built. {reason}") from error
     assert isinstance(task, SegmentationTask)
     task.load_state_dict(weights)
     return task
 
 
-def resized(picture: Array, image_size: tuple[int, int] | None) -> Array:
-    """The picture (H, W, 3) at a height and width; as it is when None."""
-    if image_size is None:
-        return picture
-    height, width = image_size
-    return np.asarray(cv2.resize(picture, (width, height), interpolation=cv2.INTER_LINEAR), dtype=np.uint8)
+def describe(task: SegmentationTask, data: dict[str, Any], where: Path | str = "data") -> TrainedModel:
+    """A task with what its data module said.
 
+    Args:
+        task: the model.
+        data: see `segvid.data.record`.
+        where: the record is from, for messages.
 
-def describe(task: SegmentationTask, data: dict[str, Any]) -> TrainedModel:
-    """A task with what its data module said."""
-    size = data.get("image_size")
-    std = tuple(data.get("std", IMAGENET_STD))
-    if not all(0 < value < math.inf for value in std):
-        raise UserError(f"the checkpoint's normalisation has the std {list(std)}: pictures cannot be divided by it.")
-    return TrainedModel(
-        task,
-        list(data.get("class_names", [f"class {index}" for index in range(task.num_classes)])),
-        [(int(r), int(g), int(b)) for r, g, b in data.get("palette", voc_palette(task.num_classes))],
-        None if size is None else (int(size[0]), int(size[1])),
-        tuple(data.get("mean", IMAGENET_MEAN)),
-        std,
-    )
+    Raises:
+        UserError: it is none of this model.
+    """
+    return TrainedModel(task, **asdict(complete(data, task.num_classes, where)))

@@ -78,7 +78,7 @@ def evaluate(**options: Any) -> dict[str, Any]:
             trainer.validate(task, datamodule=NoiseData(count), verbose=False)
             results[f"{name} {count}"] = {
                 "confusion": task.confusion_counts["val"].tolist(),
-                "loss": float(trainer.callback_metrics["val/loss"]),
+                "loss": task.mean_losses["val"],
                 "distance": [[part.start, part.pixels, part.accuracy] for part in distance.bins],
             }
     return results

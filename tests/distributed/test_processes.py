@@ -33,7 +33,7 @@ def test_processes_count_every_sample_once(world: int, alone: dict[str, Any], tm
         assert set(found["evaluation"]) == {f"{way} {count}" for way in WAYS for count in IMAGES}
         for name, result in found["evaluation"].items():
             assert result["confusion"] == alone[name]["confusion"], name
-            assert result["loss"] == pytest.approx(alone[name]["loss"], rel=1e-5), name
+            assert result["loss"] == pytest.approx(alone[name]["loss"], rel=1e-12), name
             assert [part[:2] for part in result["distance"]] == [part[:2] for part in alone[name]["distance"]], name
     joined = torch.tensor(bases(1, 0))
     for found in ranks:

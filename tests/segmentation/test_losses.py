@@ -1,5 +1,6 @@
 """Losses against loops in float64 written from their definitions; ignored pixels count nowhere."""
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 
@@ -93,6 +94,12 @@ def test_a_mask_of_classes_of_weight_zero_gives_zero() -> None:
 def test_wrong_number_of_class_weights(make: Callable[[list[float]], SegmentationLoss], count: int) -> None:
     with pytest.raises(UserError, match=f"{count} class weights.* 4 classes"):
         make([1.0] * count)(*example())
+
+
+def test_class_weights_stay_what_they_are_in_a_model_of_half_precision() -> None:
+    logits, mask = example()
+    loss = CrossEntropy([0.1, 0.2, 0.3, 0.4])
+    assert torch.equal(copy.deepcopy(loss).bfloat16()(logits, mask), loss(logits, mask))
 
 
 def test_class_weights_are_not_part_of_the_checkpoint() -> None:
@@ -256,6 +263,39 @@ def test_the_mask_is_left_as_it_is(loss: SegmentationLoss) -> None:
     assert torch.equal(mask, before)
 
 
+@every_loss
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("mixed", [True, False])
+def test_every_loss_is_computed_in_float32(loss: SegmentationLoss, half: torch.dtype, mixed: bool) -> None:
+    """In mixed and in true half precision, the model converted: the loss of the rounded logits, not a rounded loss."""
+    logits, mask = example(7)
+    logits = logits.to(half)
+    expected = loss(logits.float(), mask)
+    given = logits.clone().requires_grad_()
+    with torch.autocast("cpu", half, enabled=mixed):
+        value = (loss if mixed else copy.deepcopy(loss).to(half))(given, mask)
+    assert value.dtype == torch.float32
+    assert torch.equal(value, expected)
+    value.backward()
+    assert given.grad is not None
+    assert given.grad.isfinite().all()
+
+
+@every_loss
+def test_what_an_image_counts_in_the_mean_over_a_data_set(loss: SegmentationLoss) -> None:
+    """For cross entropy the mean over all images is that over all pixels, weighted or not."""
+    logits, mask = example(5)
+    mask[0, :3] = 255
+    values = torch.stack([loss(logits[i : i + 1], mask[i : i + 1]) for i in range(2)])
+    weights = loss.weight(mask)
+    assert weights.shape == (2,)
+    assert loss.weight(torch.full_like(mask, 255)).tolist() == [0, 0]
+    if isinstance(loss, CrossEntropy):
+        torch.testing.assert_close((values * weights).sum() / weights.sum(), loss(logits, mask))
+    else:
+        assert weights.tolist() == [int((m != 255).sum()) for m in mask]
+
+
 # WeightedSum
 
 
@@ -264,11 +304,6 @@ def test_weighted_sum() -> None:
     a, b = CrossEntropy()(logits, mask), Dice()(logits, mask)
     torch.testing.assert_close(WeightedSum([CrossEntropy(), Dice()])(logits, mask), a + b)
     torch.testing.assert_close(WeightedSum([CrossEntropy(), Dice()], [0.3, 2.0])(logits, mask), 0.3 * a + 2.0 * b)
-
-
-def test_weighted_sum_moves_and_has_its_terms_buffers() -> None:
-    total = WeightedSum([CrossEntropy(WEIGHTS)]).double()
-    assert [buffer.dtype for buffer in total.buffers()] == [torch.float64]
 
 
 def test_weighted_sum_with_the_wrong_number_of_weights() -> None:

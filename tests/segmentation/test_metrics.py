@@ -1,6 +1,7 @@
 """Figures against confusion matrices worked out by hand and against mmsegmentation's definition in numpy."""
 
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from segvid.segmentation.metrics import confusion_matrix, scores
+from segvid.segmentation.metrics import ImageMean, confusion_matrix, scores
 
 NAN = math.nan
 
@@ -150,3 +151,25 @@ def test_equal_to_mmsegmentation(seed: int) -> None:
     assert result.mDice == pytest.approx(np.nanmean(dice))
     assert result.aAcc == pytest.approx(intersection.sum() / labelled.sum())
     assert result.fwIoU == pytest.approx((labelled[:5] / labelled.sum() * iou[:5]).sum())
+
+
+def test_the_mean_over_images_is_exact_whatever_the_batches() -> None:
+    generator = torch.Generator().manual_seed(0)
+    values = torch.rand(1000, generator=generator) * 10 ** torch.randint(-6, 6, (1000,), generator=generator)
+    weights = torch.randint(0, 2_000_000, (1000,), generator=generator)
+    pairs = zip(values.tolist(), weights.tolist(), strict=True)
+    expected = float(sum(Fraction(value) * weight for value, weight in pairs) / int(weights.sum()))
+    found = set()
+    for size in (1, 7, 64, 1000):
+        mean = ImageMean()
+        for part in torch.randperm(1000, generator=generator).split(size):
+            mean.update(values[part], weights[part])
+        found.add(mean.compute())
+    assert len(found) == 1
+    assert found.pop() == pytest.approx(expected, rel=1e-15)
+
+
+def test_the_mean_over_images_without_labels_is_no_number() -> None:
+    mean = ImageMean()
+    mean.update(torch.zeros(2), torch.zeros(2))
+    assert math.isnan(mean.compute())

@@ -1,11 +1,13 @@
 """What every head has in common: the contract, the classifier, and the frame that most context papers share."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from segvid.attention.layers import conv_bn_relu
+from segvid.errors import UserError
 
 
 class SegmentationHead(nn.Module):
@@ -27,11 +29,24 @@ class SegmentationHead(nn.Module):
 
     def __init__(self, in_channels: Sequence[int], num_classes: int) -> None:
         super().__init__()
+        if isinstance(in_channels, int):
+            raise UserError(
+                f"in_channels is {in_channels}; {type(self).__name__} takes the channels of every map of the backbone, "
+                f"[{in_channels}] for a single one."
+            )
         if not in_channels:
             raise ValueError(f"{type(self).__name__} needs the channels of at least one feature map.")
         if num_classes < 1:
             raise ValueError(f"num_classes is {num_classes}; a head needs at least one class.")
         self.num_classes = num_classes
+
+    def __call__(self, features: list[Tensor]) -> Any:
+        """Logits at feature resolution; one tensor is an error, whose samples would be taken for maps."""
+        if isinstance(features, Tensor):
+            raise UserError(
+                f"{type(self).__name__} takes a list of feature maps, finest first, and not one tensor: [x]."
+            )
+        return super().__call__(features)
 
     def forward(self, features: list[Tensor]) -> Tensor:
         """Logits at feature resolution."""
