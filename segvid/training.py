@@ -44,6 +44,7 @@ from segvid.segmentation.pictures import PredictionPanels
 from segvid.segmentation.reporting import EvaluationReport
 from segvid.segmentation.task import SegmentationTask
 from segvid.segmentation.trained import read_checkpoint
+from segvid.text import slug
 
 load_yaml = get_loader("yaml")
 STOPPED = 128 + signal.SIGTERM  # exit code
@@ -61,6 +62,7 @@ IRRELEVANT = [
     r".*You're resuming from a checkpoint that ended before the epoch ended.*",  # the sampler goes on where it was
     r".*It is recommended to use `self.log\('(val|test)/.*sync_dist=True.*",  # all processes have the same figures
     r".*`pin_memory` argument is set as true but no accelerator.*",
+    r"Image size \(\d+ pixels\) exceeds limit of \d+ pixels.*",  # Pillow's; twice as many are an error, which is told
 ]
 
 
@@ -205,7 +207,10 @@ class SegvidCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The link from data to model, and the callbacks that every run has."""
-        parser.link_arguments("data.num_classes", "model.init_args.num_classes", apply_on="instantiate")
+        # The data are looked for here: between them and a model whose weights may take minutes to fetch.
+        parser.link_arguments(
+            "data", "model.init_args.num_classes", compute_fn=classes_of_found_data, apply_on="instantiate"
+        )
         parser.add_lightning_class_args(Checkpoints, "checkpoint")
         parser.add_lightning_class_args(PredictionPanels, "panels")
         parser.set_defaults(
@@ -296,7 +301,7 @@ class SegvidCLI(LightningCLI):
                 root, name, version = self.folder.parent, "", self.folder.name
             else:
                 root = Path(config.default_root_dir)
-                name = f"{type(self.datamodule).__name__}-{type(self.model.head).__name__}"
+                name = f"{folder_name(self.datamodule.name)}-{type(self.model.head).__name__}"
                 version = None
             tensorboard = TensorBoardLogger(root, name=name, version=version)
             metrics = CSVLogger(root, name=name, version=tensorboard.version)
@@ -309,6 +314,21 @@ class SegvidCLI(LightningCLI):
             kwargs["plugins"] = [*_as_list(config.plugins), WholeCheckpointIO()]
         self.trainer_defaults["callbacks"] = callbacks
         return super().instantiate_trainer(**kwargs)
+
+
+def classes_of_found_data(data: SegmentationDataModule) -> int:
+    """The number of classes of data that are there.
+
+    Raises:
+        UserError: they are not.
+    """
+    data.find()
+    return data.num_classes
+
+
+def folder_name(name: str) -> str:
+    """The name as a part of a folder's, unchanged where that is harmless: other than slugs it need not be unique."""
+    return name if re.fullmatch(r"\w[\w.=-]{0,79}", name, re.ASCII) else slug(name)
 
 
 @rank_zero_only

@@ -122,7 +122,7 @@ def test_converted_masks_are_those_of_the_mat_files(tmp_path: Path) -> None:
 def test_prepare_data_is_idle_when_all_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = VOC(str(make_sbd(make_voc(tmp_path))), download=True)
     data.prepare_data()
-    for name in ("download", "extract", "verify", "_convert_mask", "_write_atomically"):
+    for name in ("download", "extract", "verify", "_convert_mask", "write_text"):
         monkeypatch.setattr(voc, name, None)
     data.prepare_data()
     assert len(data.pairs("train")) == 7
