@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from segvid.commands.options import Parser
 from segvid.errors import UserError
-from segvid.files import write_json
+from segvid.files import find_config, write_json
 from segvid.text import console as text_console
 from segvid.text import plain
 
@@ -83,7 +83,7 @@ def data_of(configs: Sequence[Path], rest: Sequence[str]) -> "SegmentationDataMo
 
     from segvid.data.segmentation import SegmentationDataModule
     from segvid.training import Parser as ConfigParser
-    from segvid.training import prepare
+    from segvid.training import check_config, prepare
 
     prepare()
     parser = ConfigParser()
@@ -91,14 +91,12 @@ def data_of(configs: Sequence[Path], rest: Sequence[str]) -> "SegmentationDataMo
     parser.add_lightning_class_args(SegmentationDataModule, "data", subclass_mode=True, required=False)
     words = []
     with tempfile.TemporaryDirectory() as folder:
-        for index, config in enumerate(configs):
+        for index, config in enumerate(map(find_config, configs)):
             if not config.is_file():
                 raise UserError(f"there is no file {config} (--config).")
-            try:
-                content = yaml.safe_load(config.read_text(encoding="utf-8"))
-            except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
-                raise UserError(f"{config} is not YAML that can be read ({' '.join(str(error).split())}).") from error
-            if isinstance(content, dict) and "data" in content:
+            check_config(config)
+            content = yaml.safe_load(config.read_text(encoding="utf-8"))
+            if content is not None and "data" in content:
                 part = Path(folder) / f"{index}.yaml"
                 part.write_text(yaml.safe_dump({"data": content["data"]}))
                 words += ["--config", str(part)]
