@@ -1,21 +1,21 @@
 """The commands `segvid data check` and `segvid data weights`."""
 
-import argparse
-import json
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING
 
-import yaml
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
-
-from segvid.data.check import DataReport, check, class_weights
-from segvid.data.segmentation import SegmentationDataModule
+from segvid.commands.options import Parser
 from segvid.errors import UserError
-from segvid.files import write_whole
+from segvid.files import find_config, write_json
+from segvid.text import console as text_console
+from segvid.text import plain
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from segvid.data.check import DataReport
+    from segvid.data.segmentation import SegmentationDataModule
 
 USAGE = """\
 usage: segvid data check --config RECIPE [--data.init_args.root ...] [--output check.json]
@@ -24,16 +24,10 @@ usage: segvid data check --config RECIPE [--data.init_args.root ...] [--output c
   check    reads every file of the splits; names missing, damaged and mismatched files, unknown label ids, empty and
            overlapping splits; exit code 1 if anything is wrong
   weights  class weights for a loss from the pixel counts of the training split
+
+  Files are read in --data.init_args.num_workers processes, but no more than there are processors.
 """
 SHOWN = 30  # faults in the terminal; all are in --output
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse, with errors as `UserError`."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raises what argparse would print."""
-        raise UserError(f"{message}. See segvid data --help.")
 
 
 def data_command(words: Sequence[str]) -> int:
@@ -55,37 +49,41 @@ def data_command(words: Sequence[str]) -> int:
         print(USAGE, end="")
         return 0
     data = data_of(options.config, rest)
-    console = Console(markup=False)
+    console = text_console()
     data.prepare_data()
+    from segvid.data.check import check, class_weights
+
     if words[0] == "weights":
-        report = read(data, ["train"], console)
+        report = check(data, ["train"], console)
         if report.faults:
             raise UserError(f"{report.faults[0]} Run segvid data check.")
         weights = class_weights(report.splits[0].pixels, options.method)
         for name, weight in zip(data.class_names, weights, strict=True):
-            console.print(f"{name}: {weight:.4f}", highlight=False)
+            console.print(f"{plain(name)}: {weight:.4f}")
         numbers = ",".join(f"{weight:.4f}" for weight in weights)
-        console.print(f"--model.init_args.loss.init_args.class_weights=[{numbers}]", highlight=False, soft_wrap=True)
+        console.print(f"--model.init_args.loss.init_args.class_weights=[{numbers}]", soft_wrap=True)
         console.print(
             "(where the loss is CrossEntropy; in a WeightedSum they belong to its CrossEntropy, in the recipe)"
         )
         return 0
-    report = read(data, list(dict.fromkeys(("train", "val", data.test_split))), console)
+    report = check(data, list(dict.fromkeys(("train", "val", data.test_split))), console)
     show(report, console)
     if options.output is not None:
-        text = json.dumps(report.asdict(), indent=1) + "\n"
-        write_whole(options.output, lambda partial: partial.write_text(text))
+        write_json(options.output, report.asdict())
     return 1 if report.faults else 0
 
 
-def data_of(configs: Sequence[Path], rest: Sequence[str]) -> SegmentationDataModule:
+def data_of(configs: Sequence[Path], rest: Sequence[str]) -> "SegmentationDataModule":
     """The data module that the `data` parts of the configurations and the options describe.
 
     Raises:
         UserError: a file is missing or wrong, no data set is named, or it is one without files.
     """
+    import yaml
+
+    from segvid.data.segmentation import SegmentationDataModule
     from segvid.training import Parser as ConfigParser
-    from segvid.training import prepare
+    from segvid.training import check_config, prepare
 
     prepare()
     parser = ConfigParser()
@@ -93,14 +91,12 @@ def data_of(configs: Sequence[Path], rest: Sequence[str]) -> SegmentationDataMod
     parser.add_lightning_class_args(SegmentationDataModule, "data", subclass_mode=True, required=False)
     words = []
     with tempfile.TemporaryDirectory() as folder:
-        for index, config in enumerate(configs):
+        for index, config in enumerate(map(find_config, configs)):
             if not config.is_file():
                 raise UserError(f"there is no file {config} (--config).")
-            try:
-                content = yaml.safe_load(config.read_text())
-            except yaml.YAMLError as error:
-                raise UserError(f"{config} is not YAML that can be read ({' '.join(str(error).split())}).") from error
-            if isinstance(content, dict) and "data" in content:
+            check_config(config)
+            content = yaml.safe_load(config.read_text(encoding="utf-8"))
+            if content is not None and "data" in content:
                 part = Path(folder) / f"{index}.yaml"
                 part.write_text(yaml.safe_dump({"data": content["data"]}))
                 words += ["--config", str(part)]
@@ -114,22 +110,10 @@ def data_of(configs: Sequence[Path], rest: Sequence[str]) -> SegmentationDataMod
     return data
 
 
-def read(data: SegmentationDataModule, splits: Sequence[str], console: Console) -> DataReport:
-    """Checks the splits behind a progress bar."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        bars: dict[str, Any] = {}
-
-        def advance(split: str, total: int) -> None:
-            if split not in bars:
-                bars[split] = progress.add_task(split, total=total)
-            progress.advance(bars[split])
-
-        return check(data, splits, advance)
-
-
-def show(report: DataReport, console: Console) -> None:
+def show(report: "DataReport", console: "Console") -> None:
     """Prints the tables, and the faults."""
+    from rich.table import Table
+
     table = Table(title="Splits")
     for column in ("split", "images", "sizes (width x height)", "labelled pixels", "ignored"):
         table.add_column(column, justify="left" if column == "split" else "right")
@@ -138,22 +122,24 @@ def show(report: DataReport, console: Console) -> None:
         more = f" and {len(split.sizes) - 3} more" if len(split.sizes) > 3 else ""
         labelled = int(split.pixels.sum())
         ignored = f"{100 * split.ignored / max(labelled + split.ignored, 1):.1f} %"
-        table.add_row(split.name, str(split.images), ", ".join(common) + more, f"{labelled:,}", ignored)
+        table.add_row(plain(split.name), str(split.images), ", ".join(common) + more, f"{labelled:,}", ignored)
     console.print(table)
     table = Table(title="Share of the labelled pixels, %")
     table.add_column("class")
     for split in report.splits:
-        table.add_column(split.name, justify="right")
+        table.add_column(plain(split.name), justify="right")
     for index, name in enumerate(report.class_names):
         shares = [100 * s.pixels[index] / max(int(s.pixels.sum()), 1) for s in report.splits]
         never = "never"
         table.add_row(
-            name,
+            plain(name),
             *(f"{p:.3f}" if s.pixels[index] else never for p, s in zip(shares, report.splits, strict=True)),
         )
     console.print(table)
+    for note in report.notes:
+        console.print(f"note: {plain(note)}", soft_wrap=True)
     for fault in report.faults[:SHOWN]:
-        console.print(f"error: {fault}", highlight=False, soft_wrap=True)
+        console.print(f"error: {plain(fault)}", soft_wrap=True)
     if len(report.faults) > SHOWN:
         console.print(f"... and {len(report.faults) - SHOWN} more; --output FILE.json holds all of them.")
-    console.print(f"{len(report.faults)} errors." if report.faults else "No errors.", highlight=False)
+    console.print(f"{len(report.faults)} errors." if report.faults else "No errors.")

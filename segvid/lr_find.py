@@ -1,6 +1,5 @@
 """`segvid lr_find`: the loss at rising learning rates, with a suggestion (Smith, WACV 2017, section 3.3)."""
 
-import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +10,17 @@ from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.tuner.tuning import Tuner
 from matplotlib import pyplot as plt
 from numpy.typing import NDArray
+from torch.optim import Optimizer
 
 from segvid.errors import UserError
+from segvid.files import write_text, write_whole
 from segvid.segmentation.task import SegmentationTask
+from segvid.text import plain
 from segvid.training import SegvidCLI, prepare
 
 SKIPPED = 10  # first losses, before their smoothed mean has settled
+# The steepest place is near the edge where training fails, and moves by a factor of two from seed to seed.
+MARGIN = 3
 
 
 @dataclass(frozen=True)
@@ -80,9 +84,14 @@ class LearningRateFinder(SegvidCLI):
         if finder is None:
             raise UserError("lr_find needs real steps: take out trainer.fast_dev_run.")
         rates, losses = (np.array(finder.results[name][SKIPPED:]) for name in ("lr", "loss"))
-        suggestion = steepest(rates, losses)
+        fastest = steepest(rates, losses)
+        suggestion = fastest / MARGIN
         if self.trainer.is_global_zero:
-            report(Path(tried.output), rates, losses, suggestion)
+            report(Path(tried.output), rates, losses, fastest)
+            print(
+                f"For {named(self.trainer.optimizers[0])}, a third of it is on the safe side: "
+                f"--model.init_args.optimizer.init_args.lr={suggestion:.3g}. Another optimiser needs another rate."
+            )
             if model.head_lr_multiplier != 1:
                 print(
                     f"All weights had one rate; with head_lr_multiplier {model.head_lr_multiplier:g} the heads would "
@@ -108,23 +117,29 @@ def steepest(rates: NDArray[np.float64], losses: NDArray[np.float64]) -> float:
     return float(rates[known][slopes.argmin()])
 
 
-def report(folder: Path, rates: NDArray[np.float64], losses: NDArray[np.float64], suggestion: float) -> None:
-    """Writes table and picture; prints the suggestion, where the loss falls the most."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lr_find.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["lr", "loss"])
-        writer.writerows(zip(rates.tolist(), losses.tolist(), strict=True))
+def report(folder: Path, rates: NDArray[np.float64], losses: NDArray[np.float64], fastest: float) -> None:
+    """Writes table and picture; prints where they are, and where the loss falls the most."""
+    rows = "".join(f"{rate},{loss}\n" for rate, loss in zip(rates.tolist(), losses.tolist(), strict=True))
+    write_text(folder / "lr_find.csv", f"lr,loss\n{rows}")
     figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
     axes.semilogx(rates, losses)
-    axes.axvline(suggestion, color="tab:red", linestyle="--", label=f"steepest: {suggestion:.3g}")
+    axes.axvline(fastest, color="tab:red", linestyle=":", label=f"steepest: {fastest:.3g}")
+    axes.axvline(fastest / MARGIN, color="tab:red", linestyle="--", label=f"suggested: {fastest / MARGIN:.3g}")
     axes.set_xlabel("learning rate")
     axes.set_ylabel("training loss (smoothed)")
     axes.legend()
-    figure.savefig(folder / "lr_find.png", dpi=120)
+    write_whole(folder / "lr_find.png", lambda partial: figure.savefig(partial, dpi=120))
     plt.close(figure)
-    print(f"The loss falls the most at a learning rate of {suggestion:.3g}: --model.init_args.optimizer.init_args.lr")
-    print(f"Curve: {folder / 'lr_find.png'} and lr_find.csv")
+    print(f"Curve: {plain(folder / 'lr_find.png')} and lr_find.csv")
+    print(f"The loss falls the most at a learning rate of {fastest:.3g}.")
+
+
+def named(optimizer: Optimizer) -> str:
+    """The optimiser's class, and what its rate goes with."""
+    given = [
+        f"{name} {optimizer.defaults[name]:g}" for name in ("momentum", "weight_decay") if optimizer.defaults.get(name)
+    ]
+    return type(optimizer).__name__ + (f" ({', '.join(given)})" if given else "")
 
 
 def lr_find(words: Sequence[str]) -> int:

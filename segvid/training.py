@@ -42,6 +42,7 @@ from segvid.segmentation.task import SegmentationTask
 from segvid.segmentation.trained import read_checkpoint
 from segvid.stopping import GentleStop
 from segvid.streams import RandomStreams
+from segvid.text import slug
 
 load_yaml = get_loader("yaml")
 STOPPED = 128 + signal.SIGTERM  # exit code
@@ -59,6 +60,7 @@ IRRELEVANT = [
     r".*You're resuming from a checkpoint that ended before the epoch ended.*",  # the loader goes on where it was
     r".*It is recommended to use `self.log\('(val|test)/.*sync_dist=True.*",  # all processes have the same figures
     r".*`pin_memory` argument is set as true but no accelerator.*",
+    r"Image size \(\d+ pixels\) exceeds limit of \d+ pixels.*",  # Pillow's; twice as many are an error, which is told
 ]
 
 # Lines of Lightning's log, likewise.
@@ -144,7 +146,10 @@ class SegvidCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The link from data to model, and the callbacks that every run has."""
-        parser.link_arguments("data.num_classes", "model.init_args.num_classes", apply_on="instantiate")
+        # The data are looked for here: between them and a model whose weights may take minutes to fetch.
+        parser.link_arguments(
+            "data", "model.init_args.num_classes", compute_fn=classes_of_found_data, apply_on="instantiate"
+        )
         parser.add_lightning_class_args(Checkpoints, "checkpoint")
         parser.add_lightning_class_args(PredictionPanels, "panels")
         parser.add_argument(
@@ -277,7 +282,7 @@ class SegvidCLI(LightningCLI):
         if self.subcommand in ("validate", "test"):
             return [EvaluationFolder(folder or self.evaluation_folder())]
         if folder is None:
-            place = root / f"{type(self.datamodule).__name__}-{type(self.model.head).__name__}"
+            place = root / f"{folder_name(self.datamodule.name)}-{type(self.model.head).__name__}"
             # The others write nothing; Lightning tells them the first one's folder where they ask for it.
             folder = take_folder(place) if trainer.is_global_zero else place / "of_the_first_process"
         resumed = self.folder is not None and self._get(self.config, "ckpt_path") is not None
@@ -304,6 +309,23 @@ def take_folder(place: Path) -> Path:
             number += 1
         else:
             return folder
+
+
+def classes_of_found_data(data: SegmentationDataModule) -> int:
+    """The number of classes of data that are there.
+
+    Raises:
+        UserError: they are not.
+    """
+    data.find()
+    return data.num_classes
+
+
+def folder_name(name: str) -> str:
+    """The name as a part of a folder's, unchanged where that is harmless: other than slugs it need not be unique."""
+    return name if re.fullmatch(r"\w[\w.=-]{0,79}", name, re.ASCII) else slug(name)
+
+
 
 
 def fit(words: Sequence[str]) -> int:

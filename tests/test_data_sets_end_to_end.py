@@ -92,6 +92,7 @@ def test_shipped_recipe(recipe: str, make: Callable[[Path], list[int]], options:
     words = [*configs, *SMALL, *options, f"--data.init_args.root={tmp_path / 'data'}"]
     assert main(["fit", *words, f"--trainer.default_root_dir={tmp_path / 'a'}"]) == 0
     (folder,) = tmp_path.glob("a/*/version_0")
+    assert folder.parent.name == {"voc": "VOC", "cityscapes": "Cityscapes", "folder": "data"}[recipe] + "-DANetHead"
     trained = json.loads((folder / "val.json").read_text())
     assert [sum(row) for row in trained["confusion"]] == expected
     assert trained["step"] == 2

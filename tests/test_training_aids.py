@@ -4,6 +4,7 @@ import csv
 import functools
 import itertools
 import math
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -122,8 +123,12 @@ def test_lr_find(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch
     ]  # the loss explodes on the way
     assert main(["lr_find", *words("fcn"), *tried]) == 0
     said = capsys.readouterr().out
-    assert "The loss falls the most at a learning rate of " in said
-    rate = float(said.split("learning rate of ")[1].split(":")[0])
+    rate = float(re.search(r"The loss falls the most at a learning rate of (\S+)\.$", said, re.MULTILINE)[1])  # type: ignore[index]
+    suggested = re.search(
+        r"For AdamW \(weight_decay 0\.01\), a third .* --model\.init_args\.optimizer\.init_args\.lr=(\S+)\. ", said
+    )
+    assert suggested is not None
+    assert float(suggested[1]) == pytest.approx(rate / 3, rel=1e-2)
     with (tmp_path / "found" / "lr_find.csv").open() as file:
         rows = [(float(row["lr"]), float(row["loss"])) for row in csv.DictReader(file)]
     assert len(rows) > 11  # one epoch has 8 steps, 10 are left out

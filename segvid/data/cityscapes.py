@@ -77,13 +77,19 @@ class Cityscapes(SegmentationDataModule):
         super().__init__(**loading)
         self.root = Path(root).expanduser()
 
-    def prepare_data(self) -> None:
-        """Checks that the folders are there; only registered users may fetch Cityscapes.
+    def find(self) -> None:
+        """Looks for the folders; only registered users may fetch Cityscapes.
 
         Raises:
-            UserError: they are not.
+            UserError: one is not there.
         """
-        self._check_root()
+        missing = [name for name in ("leftImg8bit", "gtFine") if not (self.root / name).is_dir()]
+        if missing:
+            raise UserError(
+                f"Cityscapes is not at {self.root} (no folder {' and no folder '.join(missing)}): register at "
+                "https://www.cityscapes-dataset.com, fetch leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip, "
+                f"unzip both in {self.root}, or correct data.init_args.root."
+            )
 
     def files(self, split: str) -> tuple[list[Pair], list[Path]]:
         """The files of "train", "val" or "test" (the public masks of test are empty), and masks without an image.
@@ -91,8 +97,8 @@ class Cityscapes(SegmentationDataModule):
         Raises:
             UserError: the data set or the split is missing.
         """
-        self._check_root()
-        images = sorted((self.root / "leftImg8bit" / split).glob("*/*_leftImg8bit.png"))
+        self.find()
+        images = _visible(self.root / "leftImg8bit" / split, "*/*_leftImg8bit.png")
         if not images:
             raise UserError(
                 f"Cityscapes has no images *_leftImg8bit.png in {self.root / 'leftImg8bit' / split}/<city>."
@@ -101,7 +107,7 @@ class Cityscapes(SegmentationDataModule):
         for image in images:
             name = image.name.replace("_leftImg8bit.png", "_gtFine_labelIds.png")
             pairs.append(Pair(image, self.root / "gtFine" / split / image.parent.name / name))
-        masks = (self.root / "gtFine" / split).glob("*/*_gtFine_labelIds.png")
+        masks = _visible(self.root / "gtFine" / split, "*/*_gtFine_labelIds.png")
         return pairs, sorted(set(masks) - {pair.mask for pair in pairs})
 
     def label_table(self) -> Array:
@@ -112,11 +118,7 @@ class Cityscapes(SegmentationDataModule):
         table[IGNORED] = IGNORED
         return table
 
-    def _check_root(self) -> None:
-        missing = [name for name in ("leftImg8bit", "gtFine") if not (self.root / name).is_dir()]
-        if missing:
-            raise UserError(
-                f"Cityscapes is not at {self.root} (no folder {' and no folder '.join(missing)}): register at "
-                "https://www.cityscapes-dataset.com, fetch leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip, "
-                f"unzip both in {self.root}, or correct data.init_args.root."
-            )
+
+def _visible(folder: Path, pattern: str) -> list[Path]:
+    """Files that are not hidden, such as the "._name.png" that macOS puts beside "name.png"."""
+    return sorted(path for path in folder.glob(pattern) if not path.name.startswith("."))

@@ -1,14 +1,17 @@
 """Fetching and unpacking of archives: in the end all of it is there, or nothing and a sentence that says why."""
 
+import contextlib
+import glob
 import gzip
 import hashlib
 import http.client
 import lzma
 import os
+import platform
 import shutil
 import stat
 import tarfile
-import tempfile
+import time
 import urllib.request
 import zipfile
 import zlib
@@ -18,14 +21,15 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO, Literal
 from urllib.parse import urlsplit
 
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-
+from segvid.commands.options import Progress
 from segvid.errors import UserError
+from segvid.text import console
 
 CHUNK = 1 << 20
 TIMEOUT = 60.0  # seconds without a byte
 MAX_BYTES = 32 << 30  # sixteen times Pascal VOC
+HOST = platform.node().replace(".", "-") or "unknown"
+DAY = 86400.0  # seconds
 
 Kind = Literal["file", "folder", "other"]  # of an entry of an archive
 DAMAGED = (tarfile.TarError, gzip.BadGzipFile, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError)
@@ -49,6 +53,44 @@ class Archive:
         return PurePosixPath(urlsplit(self.url).path).name
 
 
+def part_of(path: Path) -> Path:
+    """The hidden name under which this process writes a file or folder until it is complete."""
+    return path.with_name(f".{path.name}.{HOST}.{os.getpid()}.part")
+
+
+def remove_abandoned(folder: Path, name: str) -> None:
+    """Removes what killed processes have left of files or folders.
+
+    Args:
+        folder: that they are in.
+        name: of the files once they are complete, a pattern as of `Path.glob`.
+    """
+    for part in folder.glob(f".{name}.*.part"):
+        if _is_abandoned(part):
+            with contextlib.suppress(OSError):
+                if part.is_dir():
+                    shutil.rmtree(part)
+                else:
+                    part.unlink()
+
+
+def _is_abandoned(part: Path) -> bool:
+    """Whether the process is dead; one of another machine counts as dead after a day without a byte."""
+    *_, host, pid, _ = part.name.split(".")
+    if host == HOST and pid.isdigit():
+        try:
+            os.kill(int(pid), 0)
+        except ProcessLookupError:
+            return True
+        except (OSError, OverflowError):
+            return False
+        return int(pid) == os.getpid()  # an earlier process had the number
+    try:
+        return time.time() - part.stat().st_mtime > DAY
+    except OSError:
+        return False
+
+
 def download(url: str, path: Path, checksum: str) -> None:
     """Fetches a file, unless it is there already. It gets its name only once it is complete and right.
 
@@ -66,9 +108,10 @@ def download(url: str, path: Path, checksum: str) -> None:
     by_hand = f"fetch it by hand and put it at {path} ({checksum})"
     if urlsplit(url).scheme not in ("http", "https", "file"):
         raise UserError(f"{url} is not an http, https or file address: {by_hand}.")
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = part_of(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        remove_abandoned(path.parent, glob.escape(path.name))
         with part.open("wb") as target:
             found = _stream(url, target, algorithm)
         if found != expected:
@@ -111,11 +154,10 @@ def extract(archive: Path, folder: Path, max_bytes: int = MAX_BYTES) -> None:
     if not archive.is_file():
         raise UserError(f"There is no archive {archive}.")
     beside = folder if folder.is_dir() else folder.parent
-    partial: Path | None = None
+    content = part_of(beside / archive.name)
     try:
         beside.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".part", dir=beside))
-        content = partial / "content"  # mkdtemp is for its owner only, and a rename would keep that
+        remove_abandoned(beside, glob.escape(archive.name))
         content.mkdir()
         _write(archive, content, max_bytes)
         _move(archive, content, folder)
@@ -124,8 +166,7 @@ def extract(archive: Path, folder: Path, max_bytes: int = MAX_BYTES) -> None:
     except OSError as error:
         raise UserError(f"{archive} could not be unpacked into {folder} ({error}).") from error
     finally:
-        if partial is not None:
-            shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(content, ignore_errors=True)
 
 
 def _split_checksum(checksum: str) -> tuple[str, str]:
@@ -140,9 +181,8 @@ def _digest(path: Path, algorithm: str) -> str:
         return hashlib.file_digest(file, lambda: hashlib.new(algorithm, usedforsecurity=False)).hexdigest()
 
 
-def _bar(*columns: TransferSpeedColumn | TimeRemainingColumn) -> Progress:
-    console = Console(stderr=True)
-    return Progress(TextColumn("{task.description}"), BarColumn(), DownloadColumn(), *columns, console=console)
+def _progress(what: str, length: int | None) -> Progress:
+    return Progress(console(stderr=True), what, None if length is None else -(-length // CHUNK), "MiB")
 
 
 def _stream(url: str, target: IO[bytes], algorithm: str) -> str:
@@ -153,13 +193,12 @@ def _stream(url: str, target: IO[bytes], algorithm: str) -> str:
         length = response.headers.get("Content-Length")
         total = int(length) if length is not None else None
         received = 0
-        with _bar(TransferSpeedColumn(), TimeRemainingColumn()) as bar:
-            task = bar.add_task(f"Fetching {PurePosixPath(urlsplit(url).path).name}", total=total)
+        with _progress(f"Fetching {PurePosixPath(urlsplit(url).path).name}", total) as progress:
             while chunk := response.read(CHUNK):
                 target.write(chunk)
                 digest.update(chunk)
                 received += len(chunk)
-                bar.update(task, completed=received)
+                progress.advance(received // CHUNK - progress.done)
     if total is not None and received < total:
         raise OSError(f"the connection ended after {received} of {total} bytes")
     return digest.hexdigest()
@@ -168,8 +207,7 @@ def _stream(url: str, target: IO[bytes], algorithm: str) -> str:
 def _write(archive: Path, content: Path, max_bytes: int) -> None:
     """Writes the files of an archive, with names and sizes checked."""
     written = 0
-    with archive.open("rb") as raw, _bar() as bar:
-        task = bar.add_task(f"Unpacking {archive.name}", total=archive.stat().st_size)
+    with archive.open("rb") as raw, _progress(f"Unpacking {archive.name}", archive.stat().st_size) as progress:
         members = _zip_members(raw) if archive.suffix.lower() == ".zip" else _tar_members(raw)
         for name, kind, stream in members:
             if kind == "other":
@@ -188,7 +226,7 @@ def _write(archive: Path, content: Path, max_bytes: int) -> None:
                     if written > max_bytes:
                         raise UserError(f"{archive} is refused: it unpacks to more than {max_bytes} bytes.")
                     file.write(chunk)
-            bar.update(task, completed=raw.tell())
+            progress.advance(max(raw.tell() // CHUNK - progress.done, 0))
 
 
 def _tar_members(raw: IO[bytes]) -> Iterator[tuple[str, Kind, IO[bytes] | None]]:

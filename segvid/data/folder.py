@@ -1,12 +1,17 @@
 """A data set of one's own: a folder of images and a folder of masks with the same names."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
+from torch.utils.data import Dataset
 
-from segvid.data.reading import DataError, voc_palette
-from segvid.data.segmentation import Pair, SegmentationDataModule
+from segvid.data.colours import distinct_colours
+from segvid.data.reading import IGNORED, DataError, read_mask, voc_palette
+from segvid.data.sample import Sample
+from segvid.data.segmentation import Pair, PairDataset, SegmentationDataModule, lost_foreground
 from segvid.errors import UserError
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
@@ -16,17 +21,18 @@ CLASSES_FILE = "classes.yaml"
 class FolderSegmentation(SegmentationDataModule):
     """Images `images/<split>/.../name.jpg` with masks `masks/<split>/.../name.png`.
 
-    Masks hold class indices, 0 for the first name and 255 for ignored pixels, or the colours of the palette. The
-    classes come from the arguments or from `classes.yaml` in the root:
+    Masks hold class indices, 0 for the first name and 255 for ignored pixels, or the colours of the palette (without a
+    palette those of Pascal VOC). The classes come from the arguments or from `classes.yaml` in the root:
 
         class_names: [road, tree, car]
         palette: [[128, 64, 128], [0, 128, 0], [0, 0, 142]]  # optional
 
     Args:
         root: folder of the data set.
+        name: of the data set, for the names of its runs; that of the root when None.
         class_names: names of the classes; from `classes.yaml` when None.
-        palette: RGB of every class; when None, from `classes.yaml` if the names are from there, else the colours of
-            Pascal VOC.
+        palette: RGB of every class; when None, from `classes.yaml` if the names are from there, else colours that are
+            easy to tell apart.
         mask_suffix: what takes the place of the image's ending in the name of its mask, such as "_labels.png".
         images: folder of the images in the root.
         masks: folder of the masks in the root.
@@ -42,6 +48,7 @@ class FolderSegmentation(SegmentationDataModule):
         self,
         root: str,
         *,
+        name: str | None = None,
         class_names: list[str] | None = None,
         palette: list[tuple[int, int, int]] | None = None,
         mask_suffix: str = ".png",
@@ -60,19 +67,42 @@ class FolderSegmentation(SegmentationDataModule):
                 '"class_names: [background, first class, ...]", or set data.init_args.class_names.'
             )
         self.class_names = list(class_names)
-        self.palette = list(palette) if palette is not None else voc_palette(len(class_names))
+        self.palette = list(palette) if palette is not None else distinct_colours(len(class_names))
+        self.has_palette = palette is not None
         super().__init__(**loading)
+        named = self.root.resolve() if self.root.name in ("", "..") else self.root
+        self.name = name or named.name or self.name
         self.mask_suffix = mask_suffix
         self.images = self.root / images
         self.masks = self.root / masks
 
-    def prepare_data(self) -> None:
-        """Checks that the folders are there.
+    @property
+    def mask_colours(self) -> list[tuple[int, int, int]]:
+        """The palette, or that of Pascal VOC: nobody draws masks in colours that were chosen here."""
+        return self.palette if self.has_palette else voc_palette(self.num_classes)
+
+    def find(self) -> None:
+        """Looks for the folders.
 
         Raises:
-            UserError: they are not.
+            UserError: one is not there.
         """
         self._check_root()
+        for folder, option in ((self.images, "images"), (self.masks, "masks")):
+            if not folder.is_dir():
+                raise UserError(f"There is no folder {folder}: correct data.init_args.root or data.init_args.{option}.")
+
+    def dataset(self, split: str, *, augmented: bool) -> Dataset[Sample]:
+        """The samples of a split.
+
+        Raises:
+            UserError: the split is empty, or its masks hold 0 and 255 only.
+        """
+        dataset = super().dataset(split, augmented=augmented)
+        assert isinstance(dataset, PairDataset)
+        if self.num_classes > 1 and self._has_lost_its_foreground(dataset.pairs):
+            raise UserError(f"{self.masks / split}: {lost_foreground(self.class_names)}")
+        return dataset
 
     def files(self, split: str) -> tuple[list[Pair], list[Path]]:
         """The files of a split, in the order of their names, and the masks that belong to no image.
@@ -90,6 +120,16 @@ class FolderSegmentation(SegmentationDataModule):
             pairs.append(Pair(image, self.masks / split / inside.with_name(inside.stem + self.mask_suffix)))
         masks = _visible(self.masks / split, IMAGE_ENDINGS) if (self.masks / split).is_dir() else []
         return pairs, sorted(set(masks) - {pair.mask for pair in pairs})
+
+    def _has_lost_its_foreground(self, pairs: Sequence[Pair]) -> bool:
+        """Whether no mask holds anything but 0 and 255. One mask is enough to see that it is not so, as a rule."""
+        ignored = False
+        for index in np.random.default_rng(0).permutation(len(pairs)):
+            mask = read_mask(pairs[index].mask, self.mask_colours)
+            if ((mask != 0) & (mask != IGNORED)).any():
+                return False
+            ignored = ignored or bool((mask == IGNORED).any())
+        return ignored
 
     def _check_root(self) -> None:
         if not self.root.is_dir():
@@ -111,7 +151,7 @@ def _read_classes(path: Path) -> tuple[list[str] | None, list[tuple[int, int, in
         return None, None
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
         raise DataError(path, f"is not YAML that can be read ({' '.join(str(error).split())}).") from error
     if not isinstance(content, dict) or not set(content) <= {"class_names", "palette"}:
         raise DataError(path, 'must hold "class_names: [...]" and may hold "palette: [[r, g, b], ...]", nothing else.')

@@ -19,6 +19,7 @@ IGNORED = 255
 GREY_STEPS = {"L;2": 85, "L;4": 17}
 DEEP = ("RGB;16", "RGBA;16", "RGBX;16", "LA;16", "CMYK;16")  # Pillow cuts these to 8 bits and gives no sign of it
 VOID_COLOUR = (224, 224, 192)  # index 255 of VOC's palette, which VOC draws ignored pixels with
+LOSSY = ("JPEG", "MPO", "JPEG2000", "AVIF")  # what a file is, whatever its name says
 
 
 class DataError(UserError):
@@ -40,30 +41,41 @@ def read_image(path: Path, *, upright: bool = False) -> Array:
         DataError: missing, truncated, not an image, or of more than 8 bits a channel.
     """
     image, stored = _open(path)
-    if upright:
+    if upright and _orientation(image) != 1:
         image = ImageOps.exif_transpose(image) or image
-    if image.mode.startswith(("I", "F")) or stored.startswith(DEEP):
-        raise DataError(path, f"has more than 8 bits a channel (mode {stored}). Convert it to 8-bit RGB first.")
-    return np.asarray(image.convert("RGB"))
+    return _rgb(image, stored, path)
 
 
-def orientation(path: Path) -> int:
-    """The EXIF orientation of an image, 1 to 8; 1 is upright, and what a file without one has."""
-    with Image.open(path) as image:
-        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+def read_stored_image(path: Path) -> tuple[Array, int]:
+    """An image as it is stored, and its EXIF orientation, 1 to 8; 1 is upright, and what a file without one has.
+
+    Raises:
+        DataError: see `read_image`.
+    """
+    image, stored = _open(path)
+    return _rgb(image, stored, path), _orientation(image)
 
 
 def read_mask(path: Path, palette: Sequence[Sequence[int]] | None = None) -> Array:
     """A mask as label ids, (H, W) uint8. Palette images give their indices, never their colours.
+
+    Lossy files are refused, also where their name ends in ".png": they change the labels at every border.
 
     Args:
         path: a palette, grey or 16-bit image of ids, or an RGB image in the colours of `palette`.
         palette: RGB of every class, for RGB masks. VOC's colour of ignored pixels, (224, 224, 192), becomes 255.
 
     Raises:
-        DataError: missing, truncated, not an image, in colours without a palette or that it lacks, or ids above 255.
+        DataError: missing, truncated, not an image, lossy, in colours without a palette or that it lacks, or ids above
+            255.
     """
     image, stored = _open(path)
+    if _is_lossy(image, path):
+        raise DataError(
+            path,
+            f"is a lossy {image.format}, whatever its name says: its labels are not those that were drawn. Save the "
+            "mask as PNG again, from its source.",
+        )
     if image.mode in ("P", "L"):
         ids8: Array = np.asarray(image)
         return ids8 // np.uint8(GREY_STEPS[stored]) if stored in GREY_STEPS else ids8
@@ -157,11 +169,37 @@ def _open(path: Path) -> tuple[Image.Image, str]:
         raise DataError(path, "there is no such file.") from error
     except UnidentifiedImageError as error:
         raise DataError(path, "is not an image that can be read.") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError as error:
+        limit = f"{2 * (Image.MAX_IMAGE_PIXELS or 0):,}"
+        raise DataError(path, f"has more pixels than are read from one file ({limit}). Cut it into pieces.") from error
+    except (OSError, SyntaxError, ValueError) as error:
         raise DataError(path, f"cannot be read as an image ({error}).") from error
     if isinstance(stored, tuple):
         stored = stored[0] if stored else image.mode
     return image, stored if isinstance(stored, str) else image.mode
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation; 1 where a camera or a program has written something else than one."""
+    try:
+        value = image.getexif().get(ExifTags.Base.Orientation)
+    except (SyntaxError, ValueError):  # no EXIF but garbage
+        return 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def _rgb(image: Image.Image, stored: str, path: Path) -> Array:
+    if image.mode.startswith(("I", "F")) or stored.startswith(DEEP):
+        raise DataError(path, f"has more than 8 bits a channel (mode {stored}). Convert it to 8-bit RGB first.")
+    return np.asarray(image.convert("RGB"))
+
+
+def _is_lossy(image: Image.Image, path: Path) -> bool:
+    if image.format == "TIFF":
+        return image.info.get("compression") in ("jpeg", "tiff_jpeg", "webp")
+    if image.format == "WEBP":
+        return b"VP8L" not in path.read_bytes()  # the chunk of the lossless form
+    return image.format in LOSSY
 
 
 def _ids_from_colours(colours: Array, palette: Sequence[Sequence[int]], path: Path) -> Array:

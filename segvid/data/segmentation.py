@@ -43,6 +43,24 @@ class Pair:
     mask: Path
 
 
+def shared_masks(pairs: Sequence[Pair]) -> list[tuple[Path, str]]:
+    """The images whose mask belongs to another image already, such as a.png beside a.jpg, and what is wrong with it."""
+    owners: dict[Path, Path] = {}
+    return [
+        (pair.image, f"has the same mask {pair.mask} as {owner}. Take one of them out, or give it a name of its own.")
+        for pair in pairs
+        if (owner := owners.setdefault(pair.mask, pair.image)) != pair.image
+    ]
+
+
+def lost_foreground(class_names: Sequence[str]) -> str:
+    """What is wrong where all masks hold 0 and 255 only."""
+    return (
+        f"the masks hold 0 and 255 only. 255 means ignored, so that {class_names[1]} never occurs: where 255 stands "
+        "for it, save the masks with 1 instead."
+    )
+
+
 class PairDataset(Dataset[Sample]):
     """Image and mask files as samples.
 
@@ -143,6 +161,7 @@ class SegmentationDataModule(LightningDataModule):
 
     class_names: list[str]
     palette: list[tuple[int, int, int]]
+    name: str
     ignore_index: int = IGNORED
     mask_hint: str = "Add it."  # what to do about a mask that is not there
     run_seed: int | None = None  # of order and augmentation, set by whoever runs the training
@@ -162,6 +181,7 @@ class SegmentationDataModule(LightningDataModule):
         std: tuple[float, float, float] = IMAGENET_STD,
     ) -> None:
         super().__init__()
+        self.name = type(self).__name__  # of the data set: runs have it in their names
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.num_workers = num_workers
@@ -181,6 +201,26 @@ class SegmentationDataModule(LightningDataModule):
         """Number of classes, the ignored label not counted."""
         return len(self.class_names)
 
+    @property
+    def mask_colours(self) -> list[tuple[int, int, int]]:
+        """The colours that masks in colours are read by."""
+        return self.palette
+
+    def find(self) -> None:
+        """Looks whether the data are there, or can be got by `prepare_data`. Takes no time: nothing is read or fetched.
+
+        Raises:
+            UserError: they are not.
+        """
+
+    def prepare_data(self) -> None:
+        """Gets the data, where that is possible.
+
+        Raises:
+            UserError: they are not there.
+        """
+        self.find()
+
     def files(self, split: str) -> tuple[list[Pair], list[Path]]:
         """Images of a split with the masks that belong to them, there or not, and masks that belong to no image."""
         raise NotImplementedError
@@ -190,9 +230,11 @@ class SegmentationDataModule(LightningDataModule):
 
         Raises:
             UserError: the data set or the split is missing.
-            DataError: an image has no mask.
+            DataError: an image has no mask, or shares it with another one.
         """
         pairs, _ = self.files(split)
+        for image, reason in shared_masks(pairs):
+            raise DataError(image, reason)
         for pair in pairs:
             if not pair.mask.is_file():
                 raise DataError(pair.mask, f"there is no such mask for {pair.image}. {self.mask_hint}")
@@ -214,7 +256,7 @@ class SegmentationDataModule(LightningDataModule):
         return PairDataset(
             pairs,
             self.label_table(),
-            palette=self.palette,
+            palette=self.mask_colours,
             image_size=self.image_size,
             augmentation=self.augmentation if augmented else None,
             mean=self.mean,

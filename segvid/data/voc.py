@@ -8,19 +8,19 @@ are in neither VOC's train nor its val, 10,582 together. The lists are those of 
 `tools/dataset_converters/voc_aug.py`.
 """
 
-import os
 from pathlib import Path
 from typing import Any
 
 import scipy.io  # type: ignore[import-untyped]
 from PIL import Image
-from rich.console import Console
-from rich.progress import track
 
-from segvid.data.download import Archive, download, extract, verify
+from segvid.commands.options import Progress
+from segvid.data.download import Archive, download, extract, part_of, remove_abandoned, verify
 from segvid.data.reading import DataError, voc_palette
 from segvid.data.segmentation import Pair, SegmentationDataModule
 from segvid.errors import UserError
+from segvid.files import write_text
+from segvid.text import console
 
 CLASS_NAMES = [
     "background",
@@ -86,6 +86,20 @@ class VOC(SegmentationDataModule):
         self.augmented_masks = self.folder / "SegmentationClassAug"
         self.sbd = self.root / "benchmark_RELEASE" / "dataset"
 
+    def find(self) -> None:
+        """Looks for the folders, or the archives where they may not be fetched.
+
+        Raises:
+            UserError: something is missing that `prepare_data` cannot get.
+        """
+        has_voc = self._has_voc()
+        if not has_voc and not self._has_or_fetches(VOC_ARCHIVE):
+            raise self._voc_missing()
+        if not self.augmented or self.sbd.is_dir() or self._has_or_fetches(SBD_ARCHIVE):
+            return
+        if not self.augmented_masks.is_dir() or (has_voc and self._sbd_names() is None):
+            raise self._sbd_missing()
+
     def prepare_data(self) -> None:
         """Fetches, unpacks and converts what is missing, as far as it may and can.
 
@@ -124,13 +138,16 @@ class VOC(SegmentationDataModule):
         lists = all((self.lists / f"{split}.txt").is_file() for split in ("train", "val"))
         return lists and (self.folder / "JPEGImages").is_dir() and (self.folder / "SegmentationClass").is_dir()
 
+    def _has_or_fetches(self, archive: Archive) -> bool:
+        return self.may_download or (self.root / archive.name).is_file()
+
     def _official_names(self) -> set[str]:
         return {name for split in ("train", "val") for name in _read_names(self.lists / f"{split}.txt")}
 
     def _sbd_names(self) -> list[str] | None:
         """Images that training takes from SBD, or None while they lack masks: those of a list, else all masks."""
         official = self._official_names()
-        masks = {path.stem for path in self.augmented_masks.glob("*.png")}
+        masks = {path.stem for path in self.augmented_masks.glob("*.png") if not path.name.startswith(".")}
         for name in ("trainaug.txt", "aug.txt"):
             if (self.lists / name).is_file():
                 names = [n for n in _read_names(self.lists / name) if n not in official]
@@ -154,12 +171,15 @@ class VOC(SegmentationDataModule):
         official = self._official_names()
         names = [n for split in ("train", "val") for n in _read_names(self.sbd / f"{split}.txt") if n not in official]
         self.augmented_masks.mkdir(exist_ok=True)
-        for name in track(names, "Converting the masks of SBD", console=Console(stderr=True)):
-            target = self.augmented_masks / f"{name}.png"
-            if not target.is_file():
-                _convert_mask(self.sbd / "cls" / f"{name}.mat", target)
+        remove_abandoned(self.augmented_masks, "*.png")
+        with Progress(console(stderr=True), "Converting the masks of SBD", len(names)) as progress:
+            for name in names:
+                target = self.augmented_masks / f"{name}.png"
+                if not target.is_file():
+                    _convert_mask(self.sbd / "cls" / f"{name}.mat", target)
+                progress.advance()
         if not any((self.lists / name).is_file() for name in ("trainaug.txt", "aug.txt")):
-            _write_atomically(self.lists / "aug.txt", "".join(f"{name}\n" for name in names))
+            write_text(self.lists / "aug.txt", "".join(f"{name}\n" for name in names))
         if self._sbd_names() is None:
             raise self._sbd_missing()
 
@@ -193,22 +213,9 @@ def _convert_mask(source: Path, target: Path) -> None:
     except Exception as error:  # a damaged file makes scipy raise anything
         raise DataError(source, f"cannot be read as a class map of SBD ({error}); unpack the archive again.") from error
     image.putpalette([value for colour in voc_palette(256) for value in colour])
-    part = _part(target)
+    part = part_of(target)
     try:
         image.save(part, format="PNG")
         part.replace(target)
     finally:
         part.unlink(missing_ok=True)
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    part = _part(path)
-    try:
-        part.write_text(text, encoding="utf-8")
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def _part(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}.part")

@@ -2,18 +2,27 @@
 
 import json
 import math
+import os
 import re
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from segvid.cli import main
+from segvid.commands import options
 from segvid.data import Cityscapes, FolderSegmentation
+from segvid.data import check as checking
 from segvid.data.check import check, class_weights
+from segvid.errors import UserError
 from tests.data.miniature import make_cityscapes, make_folder, make_sbd, make_voc
+from tests.data.test_folder import to_binary
 
 ROOT = Path(__file__).parent.parent.parent
 RECIPES = ROOT / "configs" / "segmentation" / "recipes"
@@ -139,6 +148,17 @@ def damage_same_content_in_both_splits(root: Path) -> Path:
     return copy
 
 
+def damage_jpeg_as_png(root: Path) -> Path:
+    file = mask_of(root, images_of(root)[0])
+    Image.open(file).save(file, format="JPEG")
+    return file
+
+
+def damage_one_mask_for_two(root: Path) -> Path:
+    shutil.copy(root / "images/train/b.jpg", root / "images/train/a.png")
+    return root / "images/train/a.png"
+
+
 def damage_turned(root: Path) -> Path:
     file = root / "images/train/nested/c.png"
     image, exif = Image.open(file), Image.Exif()
@@ -148,6 +168,8 @@ def damage_turned(root: Path) -> Path:
 
 
 DAMAGES = {
+    damage_jpeg_as_png: "is a lossy JPEG, whatever its name says",
+    damage_one_mask_for_two: r"has the same mask .*a\.png as .*a\.jpg",
     damage_turned: "has the EXIF orientation 3",
     damage_mask_missing: "there is no such mask for",
     damage_image_missing: "there is no image for this mask",
@@ -188,6 +210,107 @@ def test_all_damages_at_once_are_all_found(tmp_path: Path) -> None:
     report = check(FolderSegmentation(str(root)), ["train", "val"])
     # the copy's source is unreadable now: no longer the same content
     assert {fault.file for fault in report.faults} == files - {root / "images/val/other.png"}
+
+
+def test_masks_of_0_and_255_only_are_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = make_folder(tmp_path / "set")
+    to_binary(root, 255)
+    words = [*data_words("folder", root)[:-1], "[ground,disc]"]
+    assert main(["data", "check", *words]) == 1
+    said = capsys.readouterr().out
+    for split in ("train", "val"):
+        assert f"error: {split}: the masks hold 0 and 255 only. 255 means ignored, so that disc never occurs" in said
+    assert main(["data", "weights", *words]) == 1
+    assert "255 only" in capsys.readouterr().err
+
+
+def test_some_masks_of_0_and_255_among_two_classes_are_a_note(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = make_folder(tmp_path / "set")
+    to_binary(root, 1)
+    assert check(FolderSegmentation(str(root), class_names=["ground", "disc"]), ["train"]).notes == []
+    file = mask_of(root, images_of(root)[0])
+    Image.fromarray(np.asarray(Image.open(file)) * np.uint8(255)).save(file)
+    assert main(["data", "check", *data_words("folder", root)[:-1], "[ground,disc]"]) == 0
+    assert f"note: train: 1 masks hold 0 and 255 only, such as {file}. 255 means ignored" in capsys.readouterr().out
+
+
+NASTY = ["sign [/]", "road [paved]", "$\\x$", "=1+1", ":smile: **b**", "a\x1b[31mb", "x\ny", "\u202eevil"]
+
+
+def test_names_are_text(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    root = make_folder(tmp_path / "a [set]")
+    (root / "images/train/no [b]mask[b].jpg").write_bytes((root / "images/train/a.jpg").read_bytes())
+    (root / "images/train/te\x1b[2Jxt.jpg").write_text("")
+    shutil.copy(root / "masks/train/a.png", root / "masks/train/te\x1b[2Jxt.png")
+    classes = ["--data.init_args.class_names", json.dumps(NASTY)]
+    assert main(["data", "check", *data_words("folder", root)[:-2], *classes]) == 1
+    said = capsys.readouterr().out
+    for shown in ("sign [/]", "road [paved]", "$\\x$", "=1+1", ":smile: **b**", r"a\x1b[31mb", r"x\ny", r"\u202eevil"):
+        assert f"{shown} " in said
+    assert f"error: {root}/masks/train/no [b]mask[b].png: there is no such mask" in said
+    assert rf"error: {root}/images/train/te\x1b[2Jxt.jpg: is not an image" in said
+    assert "\x1b" not in said
+    for file in root.rglob("images/train/*[[]*"):
+        file.unlink()
+    (root / "masks/train/te\x1b[2Jxt.png").unlink()
+    assert main(["data", "weights", *data_words("folder", root)[:-2], *classes]) == 0
+    said = capsys.readouterr().out
+    assert "\nroad [paved]: " in said
+    assert "\na\\x1b[31mb: 0.0000\n" in said
+
+
+def test_files_are_read_by_processes_but_no_more_than_processors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = make_folder(tmp_path / "set")
+    read, folder = checking.read_stored_image, tmp_path / "pids"
+    folder.mkdir()
+
+    def recorded(path: Path) -> Any:
+        (folder / str(os.getpid())).touch()
+        return read(path)
+
+    monkeypatch.setattr(checking, "read_stored_image", recorded)
+    monkeypatch.setattr(checking, "CHUNK", 1)
+    expected = check(FolderSegmentation(str(root), num_workers=0), ["train", "val"])
+    assert [file.name for file in folder.iterdir()] == [str(os.getpid())]
+    for processors, most in ((2, 2), (1, 1)):
+        for file in folder.iterdir():
+            file.unlink()
+        monkeypatch.setattr(os, "cpu_count", lambda processors=processors: processors)
+        found = check(FolderSegmentation(str(root), num_workers=8), ["train", "val"])
+        assert found.asdict() == expected.asdict()
+        assert [split.contents for split in found.splits] == [split.contents for split in expected.splits]
+        pids = {file.name for file in folder.iterdir()}
+        assert str(os.getpid()) not in pids
+        assert len(pids) == 2 * most  # those of each split
+
+
+def test_a_process_that_is_killed_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = FolderSegmentation(str(make_folder(tmp_path / "set")), num_workers=1)
+    monkeypatch.setattr(checking, "read_stored_image", lambda path: os.kill(os.getpid(), signal.SIGKILL))
+    with pytest.raises(UserError, match=r"was killed, .* Lower data\.init_args\.num_workers"):
+        check(data, ["train"])
+
+
+def test_a_log_says_how_far_the_check_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(options, "INTERVAL", 0.0)
+    assert main(["data", "check", *data_words("folder", make_folder(tmp_path / "set"))]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"^data check: train: 1 of 4 files, \d+ s left$", said, re.MULTILINE)
+    assert re.search(r"^data check: val: 2 of 2 files, 0 s left$", said, re.MULTILINE)
+
+
+def test_the_help_needs_no_torch() -> None:
+    code = "import sys; from segvid.cli import main; main(['data', 'check', '--help']); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("usage: segvid data check")
+    assert done.stdout.endswith("False\n")
 
 
 def test_an_empty_split(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -246,3 +369,15 @@ def test_mistakes_are_one_sentence(words: list[str], said: str, capsys: pytest.C
     error = capsys.readouterr().err
     assert said in error
     assert len(error.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("content", [b"data: " + b"[" * 5000, b"\xff\xfe\x00", b"data: [1"])
+def test_a_recipe_that_cannot_be_read_is_one_sentence(
+    content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "recipe.yaml").write_bytes(content)
+    assert main(["data", "check", "--config", str(tmp_path / "recipe.yaml")]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"segvid data: {tmp_path / 'recipe.yaml'} is not YAML that can be read (")
+    assert len(error.strip().splitlines()) == 1
+    assert len(error) < 500

@@ -53,6 +53,14 @@ def test_splits(tmp_path: Path) -> None:
         assert all(pair.image.parent.name == pair.mask.parent.name for pair in pairs)
 
 
+def test_hidden_files_are_no_images_and_no_masks(tmp_path: Path) -> None:
+    data = Cityscapes(str(make_cityscapes(tmp_path)))
+    pairs = data.pairs("train")
+    for file in (pairs[0].image, pairs[0].mask):
+        file.with_name(f"._{file.name}").write_text("what macOS leaves")
+    assert data.files("train") == (pairs, [])
+
+
 def test_samples_hold_train_ids(tmp_path: Path) -> None:
     data = Cityscapes(str(make_cityscapes(tmp_path)))
     dataset = data.dataset("train", augmented=False)

@@ -4,7 +4,10 @@ import hashlib
 import io
 import os
 import stat
+import subprocess
+import sys
 import tarfile
+import time
 import urllib.request
 import zipfile
 from collections.abc import Callable
@@ -13,7 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from segvid.data.download import Archive, download, extract, verify
+from segvid.data import download as downloading
+from segvid.data.download import Archive, download, extract, part_of, remove_abandoned, verify
 from segvid.errors import UserError
 
 CONTENT = b"0123456789" * 1000
@@ -105,6 +109,56 @@ def test_interrupted_download_leaves_no_file(
     with pytest.raises(seen, match=reason):
         download("https://example.org/data.bin", tmp_path / "data.bin", checksum(CONTENT))
     assert everything_in(tmp_path) == []
+
+
+HELD_UP = """
+import importlib.util, sys, time
+from pathlib import Path
+
+place, archive, data = map(Path, sys.argv[1:])
+spec = importlib.util.spec_from_file_location("download", place)  # by itself: the package takes seconds
+download = sys.modules["download"] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(download)
+download._stream = lambda *rest: time.sleep(600)
+download._move = lambda *rest: download.download("https://example.org/data.bin", data / "data.bin", "md5:00")
+download.extract(archive, data)
+"""
+
+
+def test_what_a_killed_process_leaves_is_removed_the_next_time(tmp_path: Path, source: Path) -> None:
+    """It is unpacking and fetching."""
+    archive = good_archive(tmp_path / "archives", ".tar")
+    data = tmp_path / "data"
+    data.mkdir()
+    words = [downloading.__file__, str(archive), str(data)]
+    with subprocess.Popen([sys.executable, "-c", HELD_UP, *words]) as process:
+        deadline = time.monotonic() + 120
+        while len(names_in(data)) < 2:
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        left = names_in(data)
+        assert [name.split(".")[1] for name in left] == ["data", "good"]
+        download(source.as_uri(), data / "data.bin", checksum(CONTENT))
+        assert set(left) < set(names_in(data))  # it lives
+        (data / "data.bin").unlink()
+        process.kill()
+    download(source.as_uri(), data / "data.bin", checksum(CONTENT))
+    extract(archive, data)
+    assert names_in(data) == ["data.bin", "top"]
+
+
+def test_parts_of_other_machines_and_other_files_are_left_alone(tmp_path: Path) -> None:
+    other = tmp_path / ".data.bin.elsewhere.7.part"
+    kept = [other, tmp_path / ".data.txt.part", part_of(tmp_path / "x.bin"), tmp_path / "data.bin.1.part"]
+    for file in kept:
+        file.touch()
+    part_of(tmp_path / "data.bin").mkdir()  # of a process that had our number
+    remove_abandoned(tmp_path, "data.bin")
+    assert sorted(tmp_path.iterdir()) == sorted(kept)
+    os.utime(other, (0, 0))  # nothing came for a day
+    remove_abandoned(tmp_path, "data.bin")
+    assert sorted(tmp_path.iterdir()) == sorted(kept[1:])
 
 
 def test_failed_download_says_what_to_put_where(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from segvid.data import FolderSegmentation
+from segvid.data.colours import distinct_colours
 from segvid.data.reading import DataError, read_mask, voc_palette
 from segvid.errors import UserError
 from tests.data.miniature import FOLDER_CLASSES, FOLDER_IMAGES, FOLDER_PALETTE, make_folder
@@ -30,7 +31,7 @@ def test_arguments_win(root: Path) -> None:
     colours = [(1, 2, 3), (4, 5, 6), (7, 8, 9)]
     # Names from the arguments make the file's colours those of other classes: the file is not looked at.
     data = FolderSegmentation(str(root), class_names=["a", "b"])
-    assert (data.class_names, data.palette) == (["a", "b"], voc_palette(2))
+    assert (data.class_names, data.palette) == (["a", "b"], distinct_colours(2))
     data = FolderSegmentation(str(root), palette=colours)
     assert (data.class_names, data.palette) == (FOLDER_CLASSES, colours)
     (root / "classes.yaml").write_text("[")
@@ -38,9 +39,29 @@ def test_arguments_win(root: Path) -> None:
     assert (data.class_names, data.palette) == (["a", "b", "c"], colours)
 
 
-def test_default_palette_is_that_of_voc(root: Path) -> None:
-    (root / "classes.yaml").write_text("class_names: [a, b]")
-    assert FolderSegmentation(str(root)).palette == voc_palette(2)
+def test_without_a_palette_colours_are_told_apart_and_masks_in_colours_are_those_of_voc(root: Path) -> None:
+    (root / "classes.yaml").write_text("class_names: [a, b, c]")
+    data = FolderSegmentation(str(root))
+    assert data.palette == distinct_colours(3)
+    expected = data.dataset("val", augmented=False)[0]["mask"]
+    mask = data.pairs("val")[0].mask
+    Image.fromarray(np.array(voc_palette(256), dtype=np.uint8)[read_mask(mask)]).save(mask)
+    np.testing.assert_array_equal(data.dataset("val", augmented=False)[0]["mask"], expected)
+
+
+def test_a_data_set_has_the_name_of_its_root_or_its_own(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert FolderSegmentation(str(root)).name == "set"
+    assert FolderSegmentation(f"{root}/").name == "set"
+    assert FolderSegmentation(str(root), name="Our streets").name == "Our streets"
+    (tmp_path / "link").symlink_to(root)
+    assert FolderSegmentation(str(tmp_path / "link")).name == "link"
+    monkeypatch.chdir(root / "images")
+    assert FolderSegmentation("..").name == "set"
+    monkeypatch.chdir(root)
+    assert FolderSegmentation(".").name == "set"
+    assert FolderSegmentation("/", class_names=["a"]).name == "FolderSegmentation"
 
 
 def test_no_classes_anywhere(root: Path) -> None:
@@ -55,6 +76,7 @@ def test_no_classes_anywhere(root: Path) -> None:
     ("content", "reason"),
     [
         ("class_names: [a, b", "is not YAML that can be read"),
+        ("[" * 5000, "is not YAML that can be read"),
         ("- a\n- b", 'must hold "class_names: '),
         ("", 'must hold "class_names: '),
         ("classes: [a]", 'must hold "class_names: '),
@@ -144,3 +166,45 @@ def test_a_typo_in_root(tmp_path: Path) -> None:
     for call in (data.prepare_data, lambda: data.pairs("train"), data.train_dataloader):
         with pytest.raises(UserError, match=r"^There is no folder .*/typo: correct data\.init_args\.root\.$"):
             call()
+
+
+@pytest.mark.parametrize("folder", ["images", "masks"])
+def test_a_missing_folder_is_said_before_anything_is_read(root: Path, folder: str) -> None:
+    shutil.rmtree(root / folder)
+    with pytest.raises(UserError, match=rf"^There is no folder .*/set/{folder}: correct .*init_args\.{folder}\.$"):
+        FolderSegmentation(str(root)).prepare_data()
+
+
+@pytest.mark.parametrize("name", ["a.JPG", "a.png"])
+def test_two_images_with_one_mask_are_refused_by_name(root: Path, name: str) -> None:
+    first, second = sorted([root / "images/train/a.jpg", root / "images/train" / name])
+    (root / "images/train" / name).write_bytes((root / "images/train/b.jpg").read_bytes())
+    with pytest.raises(DataError) as caught:
+        FolderSegmentation(str(root)).dataset("train", augmented=True)
+    said = f"{second}: has the same mask {root / 'masks/train/a.png'} as {first}. Take one of them out, or give it a "
+    assert str(caught.value) == said + "name of its own."
+
+
+def to_binary(root: Path, foreground: int, files: slice = slice(None)) -> None:
+    """Masks of two classes, as tools for photos save them: 0 and 255."""
+    for file in sorted((root / "masks").rglob("*.png"))[files]:
+        Image.fromarray(np.where(read_mask(file) == 1, foreground, 0).astype(np.uint8)).save(file)
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_masks_of_0_and_255_only_are_refused_and_none_is_lost_silently(root: Path, split: str) -> None:
+    to_binary(root, 255)
+    with pytest.raises(UserError, match=r"the masks hold 0 and 255 only\..*disc never occurs: where 255 stands for it"):
+        FolderSegmentation(str(root), class_names=["ground", "disc"]).dataset(split, augmented=split == "train")
+    FolderSegmentation(str(root), class_names=["all"]).dataset(split, augmented=False)  # there is nothing to lose
+
+
+def test_a_class_that_is_rare_is_enough(root: Path) -> None:
+    to_binary(root, 255, slice(3))
+    to_binary(root, 1, slice(3, 4))
+    FolderSegmentation(str(root), class_names=["ground", "disc"]).dataset("train", augmented=True)
+
+
+def test_a_data_set_without_foreground_is_no_mistake_of_255(root: Path) -> None:
+    to_binary(root, 0)
+    FolderSegmentation(str(root), class_names=["ground", "disc"]).dataset("train", augmented=True)

@@ -17,6 +17,7 @@ from segvid.data.reading import (
     map_labels,
     read_image,
     read_mask,
+    read_stored_image,
     voc_palette,
 )
 from segvid.errors import UserError
@@ -30,16 +31,19 @@ def save(path: Path, pixels: np.ndarray, **options: object) -> Path:
     return path
 
 
+def png(path: Path, chunks: list[tuple[bytes, bytes]]) -> Path:
+    content = b"\x89PNG\r\n\x1a\n"
+    for name, inside in [*chunks, (b"IEND", b"")]:
+        content += struct.pack(">I", len(inside)) + name + inside + struct.pack(">I", zlib.crc32(name + inside))
+    path.write_bytes(content)
+    return path
+
+
 def grey_png(path: Path, bits: int, rows: list[bytes], width: int) -> Path:
     """A grey PNG of 2 or 4 bits a pixel, which Pillow reads but does not write."""
-
-    def chunk(name: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
-
     header = struct.pack(">IIBBBBB", width, len(rows), bits, 0, 0, 0, 0)
     content = zlib.compress(b"".join(b"\0" + row for row in rows))
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", content) + chunk(b"IEND", b""))
-    return path
+    return png(path, [(b"IHDR", header), (b"IDAT", content)])
 
 
 # Images
@@ -102,6 +106,25 @@ def test_truncated_images(tmp_path: Path, ending: str) -> None:
         read_image(path)
 
 
+def test_a_picture_beyond_the_limit_of_pillow_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = save(tmp_path / "large.png", np.zeros((64, 64), dtype=np.uint8))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2000)
+    for read in (read_image, read_mask):
+        with pytest.raises(DataError) as caught:
+            read(path)
+        assert str(caught.value) == f"{path}: has more pixels than are read from one file (4,000). Cut it into pieces."
+
+
+@pytest.mark.parametrize("exif", [b"garbage", b"MM", b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x02\0\0\0\x02ab\0\0\0\0\0\0"])
+def test_a_broken_exif_counts_as_none(tmp_path: Path, exif: bytes) -> None:
+    """The last has an orientation that is the word "ab"."""
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", 4, 3, 8, 0, 0, 0, 0)), (b"eXIf", exif)]
+    path = png(tmp_path / "a.png", [*chunks, (b"IDAT", zlib.compress(bytes(15)))])
+    image, orientation = read_stored_image(path)
+    assert (image.shape, orientation) == ((3, 4, 3), 1)
+    assert read_image(path, upright=True).shape == (3, 4, 3)
+
+
 # Masks
 
 
@@ -151,11 +174,25 @@ def test_masks_in_colours(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_mask(path, [*COLOURS, (224, 224, 192)]), [[0, 1], [2, 3]])
 
 
-def test_a_jpeg_mask_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["JPEG", "WEBP", "JPEG2000", "TIFF"])
+def test_a_lossy_mask_is_refused_whatever_its_name(tmp_path: Path, kind: str) -> None:
+    """Grey ids: half of them are others, but ids of classes still."""
+    ids = np.random.default_rng(0).integers(0, 21, (32, 32), dtype=np.uint8)
+    options = {"compression": "jpeg"} if kind == "TIFF" else {}
+    path = save(tmp_path / "mask.png", ids, format=kind, **options)
+    for palette in (None, COLOURS):
+        with pytest.raises(DataError, match=rf"mask\.png: is a lossy {kind}, .* Save the mask as PNG again"):
+            read_mask(path, palette)
+    assert read_image(path).shape == (32, 32, 3)  # as an image it is as good as any
+
+
+@pytest.mark.parametrize(("kind", "options"), [("WEBP", {"lossless": True}), ("TIFF", {}), ("BMP", {}), ("GIF", {})])
+def test_a_lossless_mask_is_read_whatever_its_name(tmp_path: Path, kind: str, options: dict[str, bool]) -> None:
     ids = np.random.default_rng(0).integers(0, 3, (32, 32))
-    path = save(tmp_path / "mask.jpg", np.array(COLOURS, dtype=np.uint8)[ids])
-    with pytest.raises(DataError, match=r"mask\.jpg: has \d+ colours that the palette does not have"):
-        read_mask(path, COLOURS)
+    path = save(tmp_path / "mask.png", np.array(COLOURS, dtype=np.uint8)[ids], format=kind, **options)
+    if kind != "GIF":  # which has a palette, in an order of its own
+        np.testing.assert_array_equal(read_mask(path, COLOURS), ids)
+    assert read_mask(path, COLOURS).shape == ids.shape
 
 
 # Labels

@@ -1,6 +1,7 @@
 """Pascal VOC and SBD: lists, counts, conversion, and the sentence when something is missing."""
 
 import hashlib
+import os
 import tarfile
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 from PIL import Image
 
 from segvid.data import VOC, voc
-from segvid.data.download import Archive
+from segvid.data.download import Archive, part_of
 from segvid.data.reading import DataError, voc_palette
 from segvid.data.segmentation import Pair
 from segvid.errors import UserError
@@ -122,7 +123,7 @@ def test_converted_masks_are_those_of_the_mat_files(tmp_path: Path) -> None:
 def test_prepare_data_is_idle_when_all_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = VOC(str(make_sbd(make_voc(tmp_path))), download=True)
     data.prepare_data()
-    for name in ("download", "extract", "verify", "_convert_mask", "_write_atomically"):
+    for name in ("download", "extract", "verify", "_convert_mask", "write_text"):
         monkeypatch.setattr(voc, name, None)
     data.prepare_data()
     assert len(data.pairs("train")) == 7
@@ -211,6 +212,21 @@ def test_existing_masks_without_a_list_are_used(tmp_path: Path) -> None:
     assert names(data.pairs("train")) == VOC_TRAIN + SBD_ONLY
 
 
+def test_hidden_masks_are_none(tmp_path: Path) -> None:
+    converted_by_others(tmp_path)
+    (masks(tmp_path) / f"._{SBD_ONLY[0]}.png").write_text("what macOS leaves")
+    assert names(VOC(str(tmp_path)).pairs("train")) == VOC_TRAIN + SBD_ONLY
+
+
+def test_what_a_killed_conversion_leaves_is_removed(tmp_path: Path) -> None:
+    data = VOC(str(make_sbd(make_voc(tmp_path))))
+    masks(tmp_path).mkdir()
+    part = part_of(masks(tmp_path) / f"{SBD_ONLY[0]}.png")
+    part.with_name(part.name.replace(str(os.getpid()), str(2**22 + 1))).touch()  # there is no such process
+    data.prepare_data()
+    assert sorted(path.name for path in masks(tmp_path).iterdir()) == [f"{name}.png" for name in SBD_ONLY]
+
+
 def test_a_list_without_all_its_masks(tmp_path: Path) -> None:
     converted_by_others(tmp_path)
     (lists(tmp_path) / "aug.txt").write_text("\n".join([*SBD_ONLY, "2011_000001"]))
@@ -224,6 +240,24 @@ def test_a_list_without_all_its_masks(tmp_path: Path) -> None:
 
 
 # Archives
+
+
+def test_find_says_what_is_missing_and_touches_nothing(tmp_path: Path, servers: Path) -> None:
+    with pytest.raises(UserError, match="Pascal VOC 2012 is not at"):
+        VOC(str(tmp_path / "no")).find()
+    VOC(str(tmp_path / "no"), download=True).find()
+    assert not (tmp_path / "no").exists()
+    VOC(str(make_voc(tmp_path / "alone")), augmented=False).find()
+    with pytest.raises(UserError, match="Semantic Boundaries"):
+        VOC(str(tmp_path / "alone")).find()
+    make_sbd(tmp_path / "alone")
+    VOC(str(tmp_path / "alone")).find()
+    (tmp_path / "others").mkdir()
+    converted_by_others(tmp_path / "others")
+    VOC(str(tmp_path / "others")).find()
+    packed = sorted(servers.iterdir())
+    VOC(str(servers)).find()
+    assert sorted(servers.iterdir()) == packed
 
 
 def test_download(tmp_path: Path, servers: Path) -> None:
