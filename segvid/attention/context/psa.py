@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from segvid.attention.functional import position_index
+from segvid.attention.functional import plain_formula, position_index
 from segvid.attention.layers import conv_bn_relu
 
 
@@ -109,8 +109,8 @@ class PointwiseSpatialAttention(nn.Module):
     @torch.jit.unused
     def affinity_within_reach(self, attention: nn.Module, x: Tensor, direction: str) -> Tensor:
         """The same; of a small map only the offsets that lie on it are predicted, since the others are never read."""
-        if self.compact or torch.jit.is_tracing() or torch.compiler.is_compiling():  # type: ignore
-            return self.affinity(attention(x), direction)  # a graph serves other sizes too
+        if self.compact or plain_formula():
+            return self.affinity(attention(x), direction)
         hidden, conv = cast(nn.Sequential, attention)
         assert isinstance(conv, nn.Conv2d)
         top, left = (max(c - n + 1, 0) for c, n in zip(self.centre, x.shape[2:], strict=True))

@@ -13,8 +13,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from segvid.attention import context as mechanisms
+from segvid.attention import functional
+from segvid.attention.atrous import AtrousConv2d
+from segvid.attention.functional import counting
+from segvid.compare.cost import count
 from segvid.segmentation import heads
 from segvid.segmentation.heads.base import SegmentationHead
 from tests import reference
@@ -585,6 +590,46 @@ def test_export_equals_eager(row):
     dynamic_shapes = ([{0: auto, 2: auto, 3: auto}] * len(CHANNELS),)
     program = torch.export.export(head, (features(),), dynamic_shapes=dynamic_shapes)
     assert_equals_eager(program.module(), head)
+
+
+def test_the_form_that_is_counted_computes_the_same(row):
+    head = randomise(row.make()).eval()
+    with torch.no_grad(), counting():
+        counted = head(features())
+    torch.testing.assert_close(counted, head(features()), rtol=1e-9, atol=1e-9)
+
+
+class Maps(torch.nn.Module):
+    """Stands for a backbone."""
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        return [image.new_zeros(len(image), c, *image.shape[2:]) for c in CHANNELS]
+
+
+class Model(torch.nn.Module):
+    def __init__(self, head: torch.nn.Module) -> None:
+        super().__init__()
+        self.backbone, self.head = Maps(), head
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.head(self.backbone(image))
+
+
+def test_the_count_does_not_depend_on_what_is_fast(row, monkeypatch):
+    """Every fast path taken wherever it can be, none, and those of another device."""
+    options = {"rates": (6, 12)} if row.name.startswith("DeepLab") else {}  # padding that tap by tap would skip
+    head = row.make(**options).eval()
+    model, image = Model(head), torch.zeros(2, 3, 9, 14)
+    flops = {}
+    for name, explicit, chunk, most in (("fast", 0, 64, 1.0), ("plain", 2**60, 2**60, 0.0)):
+        monkeypatch.setattr(functional, "EXPLICIT", explicit)
+        monkeypatch.setattr(functional, "CHUNK", chunk)
+        monkeypatch.setattr(AtrousConv2d, "MOST", most)
+        flops[name] = count(model, image)["gflops"]
+    with FakeTensorMode(), torch.device("cuda"):  # no GPU is needed for a tensor without values
+        flops["gpu"] = count(Model(row.make(**options).eval()), torch.zeros(2, 3, 9, 14))["gflops"]
+    assert flops["fast"] > 0
+    assert len(set(flops.values())) == 1, flops
 
 
 # What the table does not reach: options, and refusals
