@@ -2,8 +2,9 @@
 
 Paper: Hu, Zhang, Xie, Lin, "Local Relation Networks for Image Recognition", ICCV 2019, section 3,
 https://arxiv.org/abs/1904.11491
-No official code. Deliberate: positions outside the image are no keys; the layer is closed by a 1x1 convolution, batch
-norm starting at zero and a residual, like the other blocks.
+Official code consulted: microsoft/Swin-Transformer, branch LR-Net (the operator alone, no network). Deliberate:
+positions outside the image are no keys, where the operator gives them an energy of -100; the layer is closed by a 1x1
+convolution, batch norm starting at zero and a residual, like the other blocks.
 """
 
 from collections.abc import Sequence

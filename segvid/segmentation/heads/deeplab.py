@@ -4,6 +4,8 @@ Papers: Chen et al., "Rethinking Atrous Convolution for Semantic Image Segmentat
 https://arxiv.org/abs/1706.05587; Chen, Zhu, Papandreou, Schroff, Adam, "Encoder-Decoder with Atrous Separable
 Convolution for Semantic Image Segmentation", ECCV 2018, section 3.1, https://arxiv.org/abs/1802.02611
 Official code consulted: tensorflow/models research/deeplab. Deliberate: bilinear upsampling with align_corners=False.
+Not here: the depthwise separable 3x3 convolutions that the second paper puts into ASPP and decoder; both heads have
+dense ones, with more parameters and operations than the published DeepLabV3+.
 """
 
 from collections.abc import Callable, Sequence
@@ -58,7 +60,8 @@ class DeepLabV3Head(SegmentationHead):
 class DeepLabV3PlusHead(SegmentationHead):
     """ASPP on the last map, upsampled and refined with the first: 1x1 to 48 channels, concatenation, two 3x3.
 
-    With `context`, conv3x3, the mechanism and conv1x1 stand in the place of ASPP.
+    All 3x3 are dense, where the paper's are depthwise separable. With `context`, conv3x3, the mechanism and conv1x1
+    stand in the place of ASPP.
 
     Args:
         in_channels: channels of the backbone's maps, finest first.

@@ -660,6 +660,61 @@ def test_options_reach_their_place(name, options, read, expected):
     assert read(getattr(heads, name)(CHANNELS, CLASSES, **options)) == expected
 
 
+NOT_OFFERED = {
+    ("APCNetHead", "AdaptivePyramidContext", "inner_channels"): "the head's channels",
+    ("DeepLabV3Head", "ASPP", "out_channels"): "the head's channels",
+    ("DeepLabV3PlusHead", "ASPP", "out_channels"): "the head's channels",
+    **{
+        ("DeepLabV3PlusHead", "CARAFE", option): "the upsampler as published, from output stride 8 to 4"
+        for option in ("scale", "kernel_size", "encoder_kernel", "compressed_channels", "groups")
+    },
+    ("PSANetHead", "PointwiseSpatialAttention", "inner_channels"): "the head's channels",
+    ("PSPNetHead", "PyramidPooling", "branch_channels"): "the head's channels",
+}
+RENAMED = {("DANetHead", "ChannelAttention", "affinity"): "channel_affinity"}
+FORMS = {
+    "OCNetHead": [{"form": "base"}, {"form": "pyramid"}, {"form": "asp"}],
+    "DeepLabV3PlusHead": [{}, {"upsampler": "carafe"}],
+}
+
+
+def options(thing: Any) -> dict[str, Any]:
+    """The keyword options and their defaults."""
+    parameters = inspect.signature(thing).parameters.values()
+    return {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
+
+
+def test_a_head_offers_every_option_of_its_mechanisms(row, monkeypatch):
+    """Under its name, with its default, and what is given arrives there."""
+    head = getattr(heads, row.name)
+    made: dict[str, dict[str, Any]] = {}
+    for name in mechanisms.__all__:
+
+        def make(*channels: int, name: str = name, **given: Any) -> torch.nn.Module:
+            made[name] = given
+            module = torch.nn.Identity()
+            module.out_channels = 8
+            return module
+
+        monkeypatch.setattr(inspect.getmodule(head), name, make, raising=False)
+    for form in FORMS.get(row.name, [{}]):
+        made.clear()
+        head(CHANNELS, CLASSES, **form)
+        used = list(made)
+        assert used or row.name == "FCNHead"
+        for mechanism in used:
+            for option, default in options(getattr(mechanisms, mechanism)).items():
+                place = (row.name, mechanism, option)
+                name = RENAMED.get(place, option)
+                if place in NOT_OFFERED:
+                    assert name not in options(head), place
+                    continue
+                assert options(head).get(name, "not offered") == default, place
+                value = object()
+                head(CHANNELS, CLASSES, **form, **{name: value})
+                assert made[mechanism][option] is value, place
+
+
 def test_width_of_every_head_can_be_chosen(row):
     """`channels` is what the classifier reads (half of it in EMANet)."""
     if row.wraps:
