@@ -151,9 +151,10 @@ def adaptive_avg_pool2d(x: Tensor, bins: int) -> Tensor:
     Shape:
         (B, C, H, W) -> (B, C, bins, bins).
     """
-    if not torch.jit.is_scripting():  # type: ignore[attr-defined]  # noqa: SIM102 TorchScript
-        if _counting:
-            return F.adaptive_avg_pool2d(x, bins)
+    if torch.jit.is_scripting():  # type: ignore[attr-defined]
+        pass
+    elif _counting:
+        return F.adaptive_avg_pool2d(x, bins)
     rows = _pooling_matrix(x.shape[2], bins, x)
     columns = _pooling_matrix(x.shape[3], bins, x)
     return torch.matmul(torch.matmul(rows, x), columns.transpose(0, 1))
@@ -193,9 +194,10 @@ def shifted(x: Tensor, window: int, fill: float = 0.0) -> list[Tensor]:
 
 def summed_product(a: Tensor, b: Tensor, dim: int) -> Tensor:
     """`(a * b).sum(dim)` of two tensors with equally many axes, broadcast; in `counting`, as a matrix product."""
-    if not torch.jit.is_scripting():  # type: ignore[attr-defined]  # noqa: SIM102 TorchScript
-        if _counting:
-            return torch.matmul(a.movedim(dim, -1).unsqueeze(-2), b.movedim(dim, -1).unsqueeze(-1))[..., 0, 0]
+    if torch.jit.is_scripting():  # type: ignore[attr-defined]
+        pass
+    elif _counting:
+        return torch.matmul(a.movedim(dim, -1).unsqueeze(-2), b.movedim(dim, -1).unsqueeze(-1))[..., 0, 0]
     return (a * b).sum(dim=dim)
 
 
@@ -209,10 +211,11 @@ def window_sum(weights: Tensor, x: Tensor, window: int) -> Tensor:
     """
     grouped = (weights.shape[1], x.shape[1] // weights.shape[1], 1)
     maps = shifted(x, window)
-    if not torch.jit.is_scripting():  # type: ignore[attr-defined]  # noqa: SIM102 TorchScript
-        if _counting:
-            places = torch.stack(maps, dim=2).unflatten(1, grouped[:2]).unsqueeze(4)  # (B, G, c, window^2, 1, H, W)
-            return summed_product(weights.unsqueeze(2), places, 3)
+    if torch.jit.is_scripting():  # type: ignore[attr-defined]
+        pass
+    elif _counting:
+        places = torch.stack(maps, dim=2).unflatten(1, grouped[:2]).unsqueeze(4)  # (B, G, c, window^2, 1, H, W)
+        return summed_product(weights.unsqueeze(2), places, 3)
     y: Tensor = torch.zeros_like(x).unflatten(1, grouped)  # (B, G, c, 1, H, W), grows to S
     for k, moved in enumerate(maps):
         y = y + weights[:, :, k].unsqueeze(2) * moved.unflatten(1, grouped)

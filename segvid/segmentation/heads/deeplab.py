@@ -102,7 +102,7 @@ class DeepLabV3PlusHead(SegmentationHead):
                 mechanism,
                 conv_bn_relu(int(getattr(mechanism, "out_channels", width)), width),
             )
-        # Output stride 8 to 4. CARAFE knows whole factors only; its last row and column are cut where the map is odd.
+        # Output stride 8 to 4. CARAFE knows whole factors only.
         self.upsample: nn.Module = CARAFE(width, scale=2) if upsampler == "carafe" else nn.Identity()
         self.carafe = upsampler == "carafe"
         self.low = conv_bn_relu(in_channels[0], low_channels)
@@ -113,7 +113,10 @@ class DeepLabV3PlusHead(SegmentationHead):
         low = self.low(features[0])  # (B, low_channels, H_first, W_first)
         high = self.context(features[-1])
         if self.carafe:
-            high = crop(self.upsample(high), 0, low.shape[2], 0, low.shape[3])
+            # Of an odd number of rows the last is half a row of the coarser map: cut, or repeated where a backbone
+            # rounds down.
+            high = F.pad(self.upsample(high), (0, 1, 0, 1), mode="replicate")
+            high = crop(high, 0, low.shape[2], 0, low.shape[3])
         else:
             high = F.interpolate(high, size=low.shape[2:], mode="bilinear", align_corners=False)
         logits: Tensor = self.classifier(self.decoder(torch.cat([high, low], dim=1)))

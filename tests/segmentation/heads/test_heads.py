@@ -460,6 +460,30 @@ def test_logits_have_the_size_of_the_feature_map(row, size):
     assert logits.shape == (2, CLASSES, *(row.scale * n for n in maps[row.output_index].shape[2:]))
 
 
+@pytest.mark.parametrize("sizes", [[(9, 13), (4, 6), (4, 6), (4, 6)], [(19, 13), (9, 6), (4, 3), (2, 1)]], ids=str)
+def test_maps_of_backbones_that_round_down(row, sizes):
+    """A finer map may have a row more than twice those of the coarser one."""
+    maps = [torch.randn(2, c, *size, dtype=torch.float64) for c, size in zip(CHANNELS, sizes, strict=True)]
+    logits = row.make().double().eval()(maps)
+    assert logits.shape == (2, CLASSES, *(row.scale * n for n in sizes[row.output_index]))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore:.*torch.jit:DeprecationWarning")
+def test_carafe_in_deeplab_where_a_backbone_rounds_down():
+    """The last row and column are repeated; where it rounds up, one of the two is cut."""
+    head = randomise(heads.DeepLabV3PlusHead(CHANNELS, CLASSES, rates=(1, 2), upsampler="carafe")).eval()
+    scripted = torch.jit.script(head)
+    last = torch.randn(1, CHANNELS[-1], 4, 6, dtype=torch.float64)
+    for size in ((8, 12), (9, 13), (7, 11)):
+        maps = [torch.randn(1, CHANNELS[0], *size, dtype=torch.float64), last, last, last]
+        with torch.no_grad():
+            full = head.upsample(head.context(last))
+            high = full[:, :, [min(i, 7) for i in range(size[0])]][..., [min(i, 11) for i in range(size[1])]]
+            expected = head.classifier(head.decoder(torch.cat([high, head.low(maps[0])], dim=1)))
+            torch.testing.assert_close(head(maps), expected)
+            torch.testing.assert_close(scripted(maps), expected)
+
+
 def test_equals_the_papers_wiring(row):
     """Logits and supervised maps from raw weights and naive mechanisms: order of layers and of concatenations."""
     head = randomise(row.make()).eval()
