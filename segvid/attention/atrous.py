@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from segvid.attention.functional import plain_formula
+
 # Numbers of the input that a band of rows holds: what stays in the cache between the nine taps.
 BAND = 2**21
 
@@ -32,8 +34,8 @@ class AtrousConv2d(nn.Conv2d):
 
     @torch.jit.unused
     def tap_by_tap(self, x: Tensor) -> bool:
-        """Whether so few products are valid that it pays; never in a graph that has to serve other sizes too."""
-        if torch.jit.is_tracing() or torch.compiler.is_compiling():  # type: ignore[attr-defined,no-untyped-call]
+        """Whether so few products are valid that it pays; never where the plain formula is wanted."""
+        if plain_formula():
             return False
         if x.device.type != "cpu" or torch.is_autocast_enabled("cpu") or x.dtype not in (torch.float32, torch.float64):
             return False

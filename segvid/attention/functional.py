@@ -1,6 +1,7 @@
-"""Tensor functions that several mechanisms share: softmax attention, and pooling by matrix products."""
+"""Tensor functions that several mechanisms share: attention, sums over a window, pooling; and how they are counted."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,20 +13,43 @@ from torch.nn import functional as F
 EXPLICIT = 2**20
 CHUNK = 2**21
 
+_counting = False
+
+
+@contextmanager
+def counting() -> Iterator[None]:
+    """While it lasts, mechanisms compute their formula as it stands, so that torch's FlopCounterMode counts that.
+
+    Every convolution with its padding, every affinity, and the sums over windows as the matrix products that they are,
+    whatever is faster on the device at hand. Averages and resampling are no products. It may take much memory: made for
+    fake tensors, which have none.
+    """
+    global _counting
+    before, _counting = _counting, True
+    try:
+        yield
+    finally:
+        _counting = before
+
+
+def plain_formula() -> bool:
+    """Whether the formula itself is wanted, not its fastest form: in graphs, which serve all sizes, and in counting."""
+    return torch.jit.is_tracing() or torch.compiler.is_compiling() or _counting  # type: ignore[attr-defined, no-untyped-call]
+
 
 def softmax_attention(query: Tensor, key: Tensor, value: Tensor, scale: float = 1.0) -> Tensor:
     """Weighted average of the values, weights `softmax(scale * query . key)` over the keys: the one attention kernel.
 
     Exact everywhere, and the (N, M) map of a large grid is never stored: on a CPU rows are worked off in chunks and
     computed again in the backward pass; elsewhere torch's fused kernels do the same. Small maps, and graphs that are
-    traced, scripted or exported, use the plain formula.
+    traced, scripted or exported, use the plain formula; so does `counting`.
 
     Shape:
         query (B, N, d), key (B, M, d), value (B, M, c) -> (B, N, c).
     """
     if torch.jit.is_scripting():  # type: ignore[attr-defined]
         return _explicit_attention(query, key, value, scale)
-    elif torch.jit.is_tracing() or torch.compiler.is_compiling():  # type: ignore
+    elif plain_formula():
         return _explicit_attention(query, key, value, scale)
     elif query.device.type != "cpu":
         return F.scaled_dot_product_attention(query[:, None], key[:, None], value[:, None], scale=scale)[:, 0]
@@ -127,6 +151,10 @@ def adaptive_avg_pool2d(x: Tensor, bins: int) -> Tensor:
     Shape:
         (B, C, H, W) -> (B, C, bins, bins).
     """
+    if torch.jit.is_scripting():  # type: ignore[attr-defined]
+        pass
+    elif _counting:
+        return F.adaptive_avg_pool2d(x, bins)
     rows = _pooling_matrix(x.shape[2], bins, x)
     columns = _pooling_matrix(x.shape[3], bins, x)
     return torch.matmul(torch.matmul(rows, x), columns.transpose(0, 1))
@@ -162,6 +190,36 @@ def shifted(x: Tensor, window: int, fill: float = 0.0) -> list[Tensor]:
         for j in range(window):
             maps.append(padded[:, :, i : i + height, j : j + width])
     return maps
+
+
+def summed_product(a: Tensor, b: Tensor, dim: int) -> Tensor:
+    """`(a * b).sum(dim)` of two tensors with equally many axes, broadcast; in `counting`, as a matrix product."""
+    if torch.jit.is_scripting():  # type: ignore[attr-defined]
+        pass
+    elif _counting:
+        return torch.matmul(a.movedim(dim, -1).unsqueeze(-2), b.movedim(dim, -1).unsqueeze(-1))[..., 0, 0]
+    return (a * b).sum(dim=dim)
+
+
+def window_sum(weights: Tensor, x: Tensor, window: int) -> Tensor:
+    """`y_i = sum_k w_ik x_(i + k)` over the places k of a window, weights for each group of channels; 0 outside.
+
+    Place by place: nothing is unfolded.
+
+    Shape:
+        weights (B, G, window ** 2, S, H, W), x (B, C, H, W) -> (B, G, C / G, S, H, W), S sums at each position.
+    """
+    grouped = (weights.shape[1], x.shape[1] // weights.shape[1], 1)
+    maps = shifted(x, window)
+    if torch.jit.is_scripting():  # type: ignore[attr-defined]
+        pass
+    elif _counting:
+        places = torch.stack(maps, dim=2).unflatten(1, grouped[:2]).unsqueeze(4)  # (B, G, c, window^2, 1, H, W)
+        return summed_product(weights.unsqueeze(2), places, 3)
+    y: Tensor = torch.zeros_like(x).unflatten(1, grouped)  # (B, G, c, 1, H, W), grows to S
+    for k, moved in enumerate(maps):
+        y = y + weights[:, :, k].unsqueeze(2) * moved.unflatten(1, grouped)
+    return y
 
 
 def split_blocks(x: Tensor, block: tuple[int, int], blocks: list[int], interlaced: bool) -> Tensor:

@@ -15,7 +15,8 @@ class Backbone(Recorded, nn.Module):
         strides: image size over map size of every map.
 
     Shape:
-        (B, in_channels, H, W) -> list of (B, channels[i], ceil(H / strides[i]), ceil(W / strides[i])).
+        (B, in_channels, H, W) -> list of (B, channels[i], H / strides[i], W / strides[i]). What is no whole number is
+        rounded up by ResNets and `ConvNet`, rounded down by some others (see `SMPEncoder`). Heads take both.
     """
 
     channels: tuple[int, ...]

@@ -21,7 +21,8 @@ class ResNet(Backbone):
     """Any timm ResNet as four maps: after layer1 (stride 4), layer2, layer3 and layer4.
 
     `resnet50` has the plain 7x7 stem, `resnet50c` the deep stem of three 3x3 (mmsegmentation's ResNetV1c, the usual
-    choice of the context papers), `resnet50d` the bag of tricks; likewise 18, 34, 101.
+    choice of the context papers), `resnet50d` the bag of tricks; likewise `resnet101` and `resnet152`. Of `resnet18`
+    and `resnet34` timm has the plain and the d form only.
 
     Args:
         name: timm model name, with its tag if one particular set of weights is wanted (`resnet50c.gluon_in1k`).

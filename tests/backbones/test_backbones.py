@@ -181,6 +181,46 @@ def test_names_and_strides_that_do_not_exist() -> None:
         SMPEncoder("resnet51")
 
 
+@pytest.mark.parametrize(
+    ("name", "stride"),
+    [
+        ("tu-swin_tiny_patch4_window7_224", 32),  # made, but only for images of 224 x 224
+        ("tu-swin_tiny_patch4_window7_224", 16),
+        ("tu-vit_tiny_patch16_224", 16),
+        ("tu-hrnet_w18_small", 8),
+        ("tu-dla34", 16),  # an assertion without a word
+    ],
+)
+def test_encoders_that_do_not_work_say_so_in_one_sentence(name: str, stride: int) -> None:
+    with pytest.raises(UserError, match=f"cannot make the encoder '{name}' .*output stride {stride} ") as raised:
+        SMPEncoder(name, output_stride=stride)
+    assert "\n" not in str(raised.value)
+    assert ("output stride 32 only" in str(raised.value)) == (stride < 32)
+
+
+@pytest.mark.parametrize(
+    ("name", "stride", "up"),
+    [
+        ("resnet18", 8, True),
+        ("mobilenet_v2", 16, True),
+        ("mit_b0", 16, True),
+        ("efficientnet-b0", 16, False),
+        ("tu-convnext_atto", 8, False),
+        ("tu-hrnet_w18_small", 32, None),  # whole multiples only
+    ],
+)
+def test_encoders_that_round_up_and_down(name: str, stride: int, up: bool | None) -> None:
+    """What the docstrings say of them; the strides are right either way."""
+    backbone = SMPEncoder(name, output_stride=stride).eval()
+    assert backbone.strides == (4, 8, min(16, stride), stride)
+    if up is None:
+        return
+    maps = backbone(torch.zeros(1, 3, 65, 97))
+    assert [tuple(m.shape[2:]) for m in maps] == [
+        (-(-65 // s), -(-97 // s)) if up else (65 // s, 97 // s) for s in backbone.strides
+    ]
+
+
 def test_a_stride_that_was_not_achieved_is_an_error() -> None:
     class Stubborn(ConvNet):
         def __init__(self) -> None:

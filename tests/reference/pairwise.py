@@ -208,7 +208,8 @@ def psa_weights(masks: Tensor, mask_size: tuple[int, int], direction: str, compa
 
     The vector at a position holds a logit for each offset (or, compact, for each position). "collect": the target
     holds the logits of its sources. "distribute": the source holds the logits of its targets. Offsets beyond the mask
-    have logit 0. The softmax runs over the sources of one target.
+    have logit 0; the mask of M elements along an axis begins at the offset -((M - 1) // 2), the authors' half_mask. The
+    softmax runs over the sources of one target.
     """
     height, width = masks.shape[2:]
     positions = list(itertools.product(range(height), range(width)))
@@ -216,8 +217,8 @@ def psa_weights(masks: Tensor, mask_size: tuple[int, int], direction: str, compa
     def logit(sample: Tensor, holder: tuple[int, int], other: tuple[int, int]) -> Tensor:
         if compact:
             return sample[other[0] * width + other[1], holder[0], holder[1]]
-        row = other[0] - holder[0] + mask_size[0] // 2
-        column = other[1] - holder[1] + mask_size[1] // 2
+        row = other[0] - holder[0] + (mask_size[0] - 1) // 2
+        column = other[1] - holder[1] + (mask_size[1] - 1) // 2
         if not (0 <= row < mask_size[0] and 0 <= column < mask_size[1]):
             return sample.new_zeros(())
         return sample[row * mask_size[1] + column, holder[0], holder[1]]
@@ -234,6 +235,25 @@ def psa_weights(masks: Tensor, mask_size: tuple[int, int], direction: str, compa
             targets.append(torch.stack([numerator / total for numerator in numerators]))
         samples.append(torch.stack(targets))
     return torch.stack(samples)
+
+
+def released_psa_mask(mask: Tensor, mask_size: tuple[int, int], direction: str) -> Tensor:
+    """The released operator (hszhao/semseg, lib/psa), entry by entry: (B, Mh * Mw, h, w) -> logits (B, source, target).
+
+    Each position (h, w) holds a mask laid over the map with its element half_mask = (M - 1) // 2 on (h, w); what lies
+    on the map goes to the affinity of the two positions, everything else stays 0.
+    """
+    height, width = mask.shape[2:]
+    half = [(m - 1) // 2 for m in mask_size]
+    logits = mask.new_zeros(len(mask), height * width, height * width)
+    for b, h, w in itertools.product(range(len(mask)), range(height), range(width)):
+        for i, j in itertools.product(range(mask_size[0]), range(mask_size[1])):
+            y, x = h + i - half[0], w + j - half[1]
+            if 0 <= y < height and 0 <= x < width:
+                holder, other = h * width + w, y * width + x
+                place = (b, other, holder) if direction == "collect" else (b, holder, other)
+                logits[place] = mask[b, i * mask_size[1] + j, h, w]
+    return logits
 
 
 def pointwise_spatial_attention(

@@ -1,7 +1,7 @@
 """The benchmark of the heads: what it counts, and the table it writes. No timing is asserted."""
 
 import csv
-import importlib.util
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -18,14 +18,19 @@ FILE = ROOT / "tools" / "benchmark_heads.py"
 
 
 @pytest.fixture(scope="module")
-def benchmark() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("benchmark_heads", FILE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["benchmark_heads"] = module  # its dataclasses look themselves up
-    spec.loader.exec_module(module)
-    return module
+def cases() -> ModuleType:
+    """The heads, and what they are compared with."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(FILE.parent)
+        return importlib.import_module("head_cases")
+
+
+@pytest.fixture(scope="module")
+def costs(cases: ModuleType) -> ModuleType:
+    """What is measured of them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(FILE.parent)
+        return importlib.import_module("head_costs")
 
 
 def test_table_of_one_head(tmp_path: Path) -> None:
@@ -45,31 +50,38 @@ def test_table_of_one_head(tmp_path: Path) -> None:
     assert f"torch {torch.__version__}" in report
 
 
-def test_every_peer_belongs_to_a_head_of_ours(benchmark: ModuleType) -> None:
-    assert set(benchmark.PEERS) <= set(heads.__all__)
+def test_every_peer_belongs_to_a_head_of_ours(cases: ModuleType) -> None:
+    assert set(cases.PEERS) <= set(heads.__all__)
 
 
-def test_recomputation_does_not_raise_the_bound(benchmark: ModuleType) -> None:
+@pytest.mark.parametrize("head", ["NonLocalHead", "DeepLabV3Head"])
+def test_recomputation_and_skipped_padding_are_not_in_the_formula(
+    head: str, cases: ModuleType, costs: ModuleType
+) -> None:
     """A backward pass costs twice the forward; what chunked attention computes again is not counted here."""
-    forward = benchmark.formula_flops(benchmark.Case("ours", "NonLocalHead", 40, "forward"))
-    train = benchmark.formula_flops(benchmark.Case("ours", "NonLocalHead", 40, "train"))
+    forward = costs.formula_flops(cases.Case("ours", head, 40, "forward"))
+    train = costs.formula_flops(cases.Case("ours", head, 40, "train", batch=2)) / 2
     assert train == pytest.approx(3 * forward, rel=0.01)
+    if head == "DeepLabV3Head":
+        # as wide as its peer's, at each position; that of the pooled map is small
+        convolutions = 2048 * 512 * (1 + 3 * 9) + 5 * 512 * 512 + 512 * 19
+        assert forward == pytest.approx(2 * 40**2 * convolutions / 1e9, rel=1e-4)
 
 
-def test_a_batch_norm_on_a_pooled_map_takes_two_samples(benchmark: ModuleType) -> None:
+def test_a_batch_norm_on_a_pooled_map_takes_two_samples(cases: ModuleType) -> None:
     for head, batch in (("FCNHead", 1), ("PSPNetHead", 2), ("BeyondGridsHead", 1)):
-        assert benchmark.smallest_batch([benchmark.Case("ours", head, 8, "train")]) == batch
+        assert cases.smallest_batch([cases.Case("ours", head, 8, "train")]) == batch
 
 
 @pytest.mark.parametrize("collect", [True, False])
 @pytest.mark.parametrize("mask_size", [(5, 7), (3, 9), (3, 3)], ids=str)
 def test_the_stand_in_for_the_peers_mask_follows_its_formula(
-    collect: bool, mask_size: tuple[int, int], benchmark: ModuleType
+    collect: bool, mask_size: tuple[int, int], cases: ModuleType
 ) -> None:
     """Entry (j, i) of collect, (i, j) of distribute: what i predicts for the offset j - i, 0 beyond the mask."""
     height, width = 3, 4
     mask = random_input(2, mask_size[0] * mask_size[1], height, width)
-    affinity = benchmark.PSAMaskLoop.apply(mask, 0 if collect else 1, mask_size)
+    affinity = cases.PSAMaskLoop.apply(mask, 0 if collect else 1, mask_size)
     expected = torch.zeros(2, height * width, height * width, dtype=torch.float64)
     for i in range(height * width):
         for j in range(height * width):

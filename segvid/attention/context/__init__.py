@@ -8,6 +8,11 @@
    asymmetric (pooled keys);
 4. few nodes: double, expectation_maximization, cgnl, glore, sgr, gcu, latent_gnn: gather to K nodes, perhaps reason
    among them, distribute. Attention whose affinity has rank K.
+
+A mechanism is made of its number of channels and maps (B, C, H, W) to (B, C, H, W), except seven: ASPP, PyramidPooling,
+PyramidObjectContext and AdaptivePyramidContext give another number of channels (their `out_channels`), CARAFE a finer
+map; AdaptiveContext, one scale of the last of those, has to be told its scale and gives a quarter of the channels;
+AsymmetricFusion takes two maps.
 """
 
 from segvid.attention.context.adaptive_context import AdaptiveContext, AdaptivePyramidContext

@@ -12,7 +12,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from segvid.attention.context.local_relation import paste_window
-from segvid.attention.functional import matmul_float32, position_index, shifted, softmax_attention
+from segvid.attention.functional import (
+    matmul_float32,
+    position_index,
+    shifted,
+    softmax_attention,
+    summed_product,
+    window_sum,
+)
 from segvid.attention.layers import zero_norm
 
 
@@ -91,10 +98,7 @@ class BilateralFilter(nn.Module):
     def window_step(self, y: Tensor, data: Tensor) -> Tensor:
         """One step inside the window, (B, C, H, W) twice -> (B, C, H, W)."""
         weights = self.window_weights(y, data).to(data.dtype)
-        out = torch.zeros_like(data)
-        for k, moved in enumerate(shifted(data, self.window)):
-            out = out + weights[:, k : k + 1] * moved
-        return out
+        return window_sum(weights[:, None, :, None], data, self.window).reshape(data.shape)
 
     def window_weights(self, y: Tensor, data: Tensor) -> Tensor:
         """The weight of each place of the window for each position, (B, window^2, H, W)."""
@@ -110,7 +114,8 @@ class BilateralFilter(nn.Module):
         space = (places.unsqueeze(1) ** 2 + places.unsqueeze(0) ** 2).reshape(1, -1, 1, 1)
         distances = []
         for moved in shifted(data, self.window):
-            distances.append((y - moved).square().sum(dim=1))
+            difference = y - moved
+            distances.append(summed_product(difference, difference, 1))
         energy = -0.5 * torch.stack(distances, dim=1) / F.softplus(self.range_bandwidth) ** 2
         energy = energy - 0.5 * space / F.softplus(self.space_bandwidth) ** 2
         inside = torch.stack(shifted(torch.ones_like(data[:1, :1]), self.window), dim=2)[:, 0]

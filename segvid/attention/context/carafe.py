@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from segvid.attention.functional import shifted
+from segvid.attention.functional import window_sum
 
 
 class CARAFE(nn.Module):
@@ -61,11 +61,8 @@ class CARAFE(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         weights = self.weights(x)  # (B, G, window^2, s^2, H, W)
-        grouped_shape = (self.groups, x.shape[1] // self.groups, 1)
-        y = torch.zeros_like(x).unflatten(1, grouped_shape)  # (B, G, c, 1, H, W), grows to s^2
-        for k, moved in enumerate(shifted(x, self.kernel_size)):
-            y = y + weights[:, :, k].unsqueeze(2) * moved.unflatten(1, grouped_shape)
-        return F.pixel_shuffle(y.flatten(1, 3), self.scale)  # channels (G, c, s^2)
+        y = window_sum(weights, x, self.kernel_size)  # (B, G, c, s^2, H, W)
+        return F.pixel_shuffle(y.flatten(1, 3), self.scale)
 
     def weights(self, x: Tensor) -> Tensor:
         """The kernel of each of the s^2 new pixels of each position, summing to 1, (B, G, window^2, s^2, H, W)."""

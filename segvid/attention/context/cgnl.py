@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from segvid.attention.functional import position_index
+from segvid.attention.functional import position_index, summed_product
 from segvid.attention.layers import zero_norm
 
 
@@ -96,7 +96,7 @@ class CompactGeneralizedNonLocal(nn.Module):
         """<p, g> of each group: sums over channels and positions overflow float16, so they are taken in float32."""
         if p.dtype != torch.float64:
             p, g = p.float(), g.float()
-        affinity = (p * g).sum(dim=(2, 3), keepdim=True)
+        affinity = summed_product(p.flatten(2), g.flatten(2), 2)[:, :, None, None]
         if self.scale:
             count = torch.full_like(affinity, 1.0) * (p.shape[2] * p.shape[3])
             affinity = affinity / count.sqrt()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from segvid.attention.functional import position_index
+from segvid.attention.functional import position_index, summed_product
 
 
 class DynamicSampling(nn.Module):
@@ -64,7 +64,7 @@ class DynamicSampling(nn.Module):
         samples = self.sample(x)  # (B, C, 9, N)
         filters, affinity = self.dynamic(samples)  # (B, groups, 9, N), (B, 1, 9, N)
         grouped = samples.unflatten(1, (self.groups, -1))  # (B, groups, c, 9, N)
-        message: Tensor = (grouped * (filters * affinity).unsqueeze(2)).sum(dim=3)
+        message = summed_product(grouped, (filters * affinity).unsqueeze(2), 3)
         return message.reshape(x.shape)
 
     def sample(self, x: Tensor) -> Tensor:

@@ -3,8 +3,9 @@
 Paper: Chen, Rohrbach, Yan, Yan, Feng, Kalantidis, "Graph-Based Global Reasoning Networks", CVPR 2019, section 3,
 https://arxiv.org/abs/1811.12814
 Official code consulted: facebookresearch/GloRe. As there, the graph step adds (I + A) where the paper writes (I - A).
-Deliberate: the node states are means over the positions, not sums, because evaluation sees other sizes than training;
-the last batch norm starts at zero, as its authors' comment asks and their initialiser undoes.
+Deliberate: the node states are means over the positions, not sums, because evaluation sees other sizes than training.
+The last batch norm starts at zero: in the unit itself as its authors' comment asks, where they leave it to the network,
+whose constructor sets it to zero last.
 """
 
 from collections.abc import Sequence

@@ -2,7 +2,8 @@
 
 Paper: Zhang, He, Yan, "LatentGNN: Learning Efficient Non-local Relations for Visual Recognition", ICML 2019,
 section 3, https://arxiv.org/abs/1905.11634
-Official code consulted: latentgnn/LatentGNN-V1-PyTorch. As there, the bipartite weights are L2-normalised.
+Official code consulted: latentgnn/LatentGNN-V1-PyTorch. As there, the bipartite weights are L2-normalised. Not here:
+its option `graph_conv_flag`, off by default there too, a convolution, batch norm and ReLU behind each kernel.
 """
 
 from collections.abc import Sequence

@@ -2,8 +2,9 @@
 
 Paper: Hu, Zhang, Xie, Lin, "Local Relation Networks for Image Recognition", ICCV 2019, section 3,
 https://arxiv.org/abs/1904.11491
-No official code. Deliberate: positions outside the image are no keys; the layer is closed by a 1x1 convolution, batch
-norm starting at zero and a residual, like the other blocks.
+Official code consulted: microsoft/Swin-Transformer, branch LR-Net (the operator alone, no network). Deliberate:
+positions outside the image are no keys, where the operator gives them an energy of -100; the layer is closed by a 1x1
+convolution, batch norm starting at zero and a residual, like the other blocks.
 """
 
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from segvid.attention.functional import position_index, shifted
+from segvid.attention.functional import position_index, shifted, window_sum
 from segvid.attention.layers import zero_norm
 
 
@@ -77,10 +78,7 @@ class LocalRelation(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         weights = self.weights(x)  # (B, G, window^2, H, W)
-        grouped = x.unflatten(1, (-1, self.channels_per_group))  # (B, G, m, H, W)
-        y = torch.zeros_like(grouped)
-        for k, moved in enumerate(shifted(x, self.window)):
-            y = y + weights[:, :, k].unsqueeze(2) * moved.unflatten(1, (-1, self.channels_per_group))
+        y = window_sum(weights.unsqueeze(3), x, self.window)
         z: Tensor = self.norm(self.out(y.reshape(x.shape).flatten(2))).reshape(x.shape)
         return z + x
 

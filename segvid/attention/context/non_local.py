@@ -107,7 +107,7 @@ class NonLocal(nn.Module):
         """The affinities themselves, (B, N, d), (B, M, d) -> (B, N, M)."""
         if self.concat is not None:  # w . [q, k] is a sum of two terms: no (N, M, 2d) tensor
             own, other = self.concat.weight.flatten().chunk(2)
-            sums = torch.matmul(query, own).unsqueeze(2) + torch.matmul(key, other).unsqueeze(1)
+            sums = torch.matmul(query, own.unsqueeze(1)) + torch.matmul(key, other.unsqueeze(1)).transpose(1, 2)
             return F.relu(sums) * self.scale / key.shape[1]
         energy = torch.matmul(query * self.scale, key.transpose(1, 2))
         return energy / key.shape[1] if self.affinity == "dot_product" else torch.softmax(energy, dim=-1)

@@ -3,7 +3,10 @@
 Paper: Yuan, Huang, Guo, Zhang, Chen, Wang, "OCNet: Object Context for Semantic Segmentation", IJCV 2021 (2018),
 section 3, https://arxiv.org/abs/1809.00916
 Official code consulted: openseg-group/OCNet.pytorch. Deliberate: ReLU where it has leaky ReLU(0.01) (in-place ABN);
-bilinear upsampling with align_corners=False, as everywhere here.
+bilinear upsampling with align_corners=False, as everywhere here. The pyramid shares one set of projections, with values
+of C / 2 channels, among its sizes (there each size has a set of its own, values of C channels); in ASP the context is
+fused together with the map it comes from (there alone), and the max pooling before it keeps an odd last row and column
+(there they are dropped).
 """
 
 from collections.abc import Sequence
@@ -89,7 +92,8 @@ class ObjectContext(nn.Module):
 class PyramidObjectContext(nn.Module):
     """`concat(ReLU(BN(W x)), context_1, context_2, ...)`: attention inside each of s x s blocks, for several s.
 
-    One set of projections serves all sizes. The last block of a row or column takes the remainder.
+    One set of projections serves all sizes, unlike in the released code. The last block of a row or column takes the
+    remainder.
 
     Args:
         channels: C of the input.

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from segvid.attention.functional import position_index
+from segvid.attention.functional import plain_formula, position_index
 from segvid.attention.layers import conv_bn_relu
 
 
@@ -29,7 +29,8 @@ class PointwiseSpatialAttention(nn.Module):
         channels: C of the input.
         inner_channels: channels of the shrunk map; the paper's C / 4 when None.
         mask_size: height and width of the predicted map. Over-complete: 2 h - 1 covers all offsets of a shrunk map of
-            height h (97 for crops of 769, shrunk by 2 to 49). Compact: the size of the shrunk map itself.
+            height h (97 for crops of 769, shrunk by 2 to 49); an even size M is centred at (M - 1) // 2, as released.
+            Compact: the size of the shrunk map itself.
         direction: which of the two attentions.
         compact: predict absolute positions; the module then takes one image size only.
         shrink: the map is reduced to 1 / shrink before attention and brought back after it.
@@ -55,6 +56,7 @@ class PointwiseSpatialAttention(nn.Module):
             raise ValueError(f"direction is {direction!r}; use 'both', 'collect' or 'distribute'.")
         inner = inner_channels or max(channels // 4, 1)
         self.mask_size = (mask_size[0], mask_size[1])
+        self.centre = ((mask_size[0] - 1) // 2, (mask_size[1] - 1) // 2)  # the offset 0
         self.compact = compact
         self.shrink = shrink
         elements = mask_size[0] * mask_size[1]
@@ -107,12 +109,12 @@ class PointwiseSpatialAttention(nn.Module):
     @torch.jit.unused
     def affinity_within_reach(self, attention: nn.Module, x: Tensor, direction: str) -> Tensor:
         """The same; of a small map only the offsets that lie on it are predicted, since the others are never read."""
-        if self.compact or torch.jit.is_tracing() or torch.compiler.is_compiling():  # type: ignore
-            return self.affinity(attention(x), direction)  # a graph serves other sizes too
+        if self.compact or plain_formula():
+            return self.affinity(attention(x), direction)
         hidden, conv = cast(nn.Sequential, attention)
         assert isinstance(conv, nn.Conv2d)
-        top, left = (max(m // 2 - n + 1, 0) for m, n in zip(self.mask_size, x.shape[2:], strict=True))
-        bottom, right = (min(m // 2 + n, m) for m, n in zip(self.mask_size, x.shape[2:], strict=True))
+        top, left = (max(c - n + 1, 0) for c, n in zip(self.centre, x.shape[2:], strict=True))
+        bottom, right = (min(c + n, m) for c, n, m in zip(self.centre, x.shape[2:], self.mask_size, strict=True))
         weight = conv.weight.unflatten(0, self.mask_size)[top:bottom, left:right].flatten(0, 1)
         others = self.absolute(F.conv2d(hidden(x), weight), top, left, right - left)
         return self.normalised(others, direction)
@@ -126,8 +128,8 @@ class PointwiseSpatialAttention(nn.Module):
         offsets = mask.shape[1]
         rows = torch.arange(height, device=mask.device)
         columns = torch.arange(width, device=mask.device)
-        dy = rows[:, None] - rows[None, :] + (self.mask_size[0] // 2 - top)  # (h of j, h of i)
-        dx = columns[:, None] - columns[None, :] + (self.mask_size[1] // 2 - left)
+        dy = rows[:, None] - rows[None, :] + (self.centre[0] - top)  # (h of j, h of i)
+        dx = columns[:, None] - columns[None, :] + (self.centre[1] - left)
         known_y = ((dy >= 0) & (dy < offsets // mask_width))[:, None, :, None]
         known_x = ((dx >= 0) & (dx < mask_width))[None, :, None, :]
         index = (dy * mask_width)[:, None, :, None] + dx[None, :, None, :]  # (h, w of j, h, w of i)

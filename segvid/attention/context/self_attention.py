@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from segvid.attention.context.criss_cross import criss_cross_attention
 from segvid.attention.context.interlaced import block_tokens, blockwise_attention, from_blocks
-from segvid.attention.functional import position_index, shifted, softmax_attention
+from segvid.attention.functional import position_index, shifted, softmax_attention, summed_product, window_sum
 from segvid.attention.layers import zero_norm
 
 SPACES = ("global", "local", "atrous", "sparse", "row", "column", "row_column")
@@ -131,7 +131,7 @@ def window_attention(
     query = query * scale
     energies = []
     for moved in shifted(key, window):
-        energies.append((query * moved).sum(dim=1))
+        energies.append(summed_product(query, moved, 1))
     energy = torch.stack(energies, dim=1)  # (B, window^2, H, W)
     inside = torch.stack(shifted(torch.ones_like(key[:1, :1]), window), dim=2)[:, 0]  # (1, window^2, H, W)
     if without_stride > 0:
@@ -140,9 +140,7 @@ def window_attention(
         inside = inside.masked_fill(both, 0.0)
     energy = energy.masked_fill(inside == 0, -1e4)  # finite: the window may be left empty
     weights = torch.softmax(energy, dim=1).to(value.dtype)
-    out = torch.zeros_like(value)
-    for k, moved in enumerate(shifted(value, window)):
-        out = out + weights[:, k : k + 1] * moved
+    out = window_sum(weights[:, None, :, None], value, window).reshape(value.shape)
     return out, torch.logsumexp(energy, dim=1, keepdim=True)
 
 

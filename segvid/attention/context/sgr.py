@@ -105,8 +105,9 @@ class SymbolicGraphReasoning(nn.Module):
         """How much of each node every position receives, rows summing to 1, (B, N, M)."""
         if self.mapping == "published":
             node, own = self.compatibility.weight[0].split([states.shape[2], tokens.shape[1]])
-            v = torch.matmul(tokens.transpose(1, 2), own).unsqueeze(2)  # (B, N, 1)
-            compatibility = torch.matmul(states, node).unsqueeze(1) + v  # w . [h_m, x_i] = u_m + v_i
+            u = torch.matmul(states, node.unsqueeze(1)).transpose(1, 2)  # (B, 1, M)
+            v = torch.matmul(tokens.transpose(1, 2), own.unsqueeze(1))  # (B, N, 1)
+            compatibility = u + v  # w . [h_m, x_i] = u_m + v_i
         else:
             compatibility = torch.matmul(self.compatibility(tokens.transpose(1, 2)), states.transpose(1, 2))
         # A softmax over the positions, then each row divided by its sum: in logarithms, as no number of the softmax may

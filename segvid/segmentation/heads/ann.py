@@ -24,6 +24,7 @@ class ANNHead(SegmentationHead):
         in_channels: channels of the backbone's maps, finest first; at least two.
         num_classes: channels of the logits.
         channels: width of the head; in_channels / 4, at least 64, when None.
+        inner_channels: channels of query, key and value in both; each its paper's when None.
         bins: cells along each axis of the pooled grids.
         dropout: channel dropout before the classifier.
 
@@ -37,6 +38,7 @@ class ANNHead(SegmentationHead):
         num_classes: int,
         *,
         channels: int | None = None,
+        inner_channels: int | None = None,
         bins: Sequence[int] = (1, 3, 6, 8),
         dropout: float = 0.05,
     ) -> None:
@@ -44,9 +46,9 @@ class ANNHead(SegmentationHead):
         if len(in_channels) < 2:
             raise ValueError("ANNHead fuses the last two maps of the backbone, which gives only one.")
         width = default_channels(channels, in_channels[-1])
-        self.fusion = AsymmetricFusion(in_channels[-1], in_channels[-2], bins=bins)
+        self.fusion = AsymmetricFusion(in_channels[-1], in_channels[-2], inner_channels=inner_channels, bins=bins)
         self.in_conv = conv_bn_relu(in_channels[-1], width, 3)
-        self.context = AsymmetricPyramidNonLocal(width, bins=bins)
+        self.context = AsymmetricPyramidNonLocal(width, inner_channels=inner_channels, bins=bins)
         self.bottleneck = conv_bn_relu(2 * width, width)
         self.classifier = classifier(width, num_classes, dropout)
 

@@ -23,6 +23,10 @@ class CARAFEHead(SegmentationHead):
         num_classes: channels of the logits.
         head: makes the head from the first two arguments; any head here.
         scale: how many times finer the logits become.
+        kernel_size: side of the window, odd.
+        encoder_kernel: kernel of the convolution that predicts the weights.
+        compressed_channels: channels that it reads.
+        groups: channel groups with weights of their own.
 
     Shape:
         list of (B, C_i, H_i, W_i) -> (B, num_classes, scale * H_j, scale * W_j), j the map of the head's logits.
@@ -35,12 +39,24 @@ class CARAFEHead(SegmentationHead):
         *,
         head: Callable[[Sequence[int], int], SegmentationHead] = FCNHead,
         scale: int = 2,
+        kernel_size: int = 5,
+        encoder_kernel: int = 3,
+        compressed_channels: int = 64,
+        groups: int = 1,
     ) -> None:
         super().__init__(in_channels, num_classes)
         self.head = head(in_channels, num_classes)
         self.loss_weights = self.head.loss_weights
         layers = list(self.head.classifier)  # type: ignore[arg-type]
-        self.head.classifier = nn.Sequential(CARAFE(layers[-1].in_channels, scale=scale), *layers)
+        upsample = CARAFE(
+            layers[-1].in_channels,
+            scale=scale,
+            kernel_size=kernel_size,
+            encoder_kernel=encoder_kernel,
+            compressed_channels=compressed_channels,
+            groups=groups,
+        )
+        self.head.classifier = nn.Sequential(upsample, *layers)
 
     def forward(self, features: list[Tensor]) -> Tensor:
         logits: Tensor = self.head(features)

@@ -19,6 +19,7 @@ class CCNetHead(ContextHead):
         num_classes: channels of the logits.
         channels: width of the head; in_channels / 4, at least 64, when None.
         recurrence: applications of the module, with shared weights; two reach every position.
+        reduction: query and key have channels / reduction channels.
         dropout: channel dropout before the classifier.
 
     Shape:
@@ -32,8 +33,9 @@ class CCNetHead(ContextHead):
         *,
         channels: int | None = None,
         recurrence: int = 2,
+        reduction: int = 8,
         dropout: float = 0.1,
     ) -> None:
         width = default_channels(channels, in_channels[-1])
-        context = CrissCrossAttention(width, recurrence=recurrence)
+        context = CrissCrossAttention(width, recurrence=recurrence, reduction=reduction)
         super().__init__(in_channels, num_classes, context=context, channels=width, dropout=dropout)

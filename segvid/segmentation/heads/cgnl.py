@@ -21,6 +21,7 @@ class CGNLHead(ContextHead):
         groups: channel groups, each with an affinity of its own.
         kernel: dot product, Gaussian by Taylor series, or the sign of the dot product.
         order: highest power of the Taylor series.
+        gamma: inverse width of the Gaussian.
         norm: norm behind the block.
         scale: divide the affinity by the root of the number of its terms.
         dropout: channel dropout before the classifier.
@@ -38,10 +39,13 @@ class CGNLHead(ContextHead):
         groups: int = 8,
         kernel: Literal["dot", "rbf", "sign"] = "dot",
         order: int = 3,
+        gamma: float = 1e-4,
         norm: Literal["group", "batch", "none"] = "group",
         scale: bool = False,
         dropout: float = 0.1,
     ) -> None:
         width = default_channels(channels, in_channels[-1])
-        context = CompactGeneralizedNonLocal(width, groups=groups, kernel=kernel, order=order, norm=norm, scale=scale)
+        context = CompactGeneralizedNonLocal(
+            width, groups=groups, kernel=kernel, order=order, gamma=gamma, norm=norm, scale=scale
+        )
         super().__init__(in_channels, num_classes, context=context, channels=width, dropout=dropout)

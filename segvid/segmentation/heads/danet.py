@@ -26,6 +26,7 @@ class DANetHead(SegmentationHead):
         num_classes: channels of the logits.
         channels: width of the branches; in_channels / 4, at least 64, when None.
         attention: "both", or "position" or "channel" alone (then one supervised map).
+        reduction: query and key of the position attention have channels / reduction channels.
         channel_affinity: sign of the channel attention's affinity, "minus" as released or "plus" as in the paper.
         dropout: channel dropout before each classifier.
 
@@ -42,6 +43,7 @@ class DANetHead(SegmentationHead):
         *,
         channels: int | None = None,
         attention: Literal["both", "position", "channel"] = "both",
+        reduction: int = 8,
         channel_affinity: Literal["minus", "plus"] = "minus",
         dropout: float = 0.1,
     ) -> None:
@@ -55,7 +57,7 @@ class DANetHead(SegmentationHead):
         self.channel: nn.Module | None = None
         if attention != "channel":
             self.position_in = conv_bn_relu(inputs, width, 3)
-            self.position = PositionAttention(width)
+            self.position = PositionAttention(width, reduction=reduction)
             self.position_out = conv_bn_relu(width, width, 3)
         if attention != "position":
             self.channel_in = conv_bn_relu(inputs, width, 3)

@@ -4,6 +4,8 @@ Papers: Chen et al., "Rethinking Atrous Convolution for Semantic Image Segmentat
 https://arxiv.org/abs/1706.05587; Chen, Zhu, Papandreou, Schroff, Adam, "Encoder-Decoder with Atrous Separable
 Convolution for Semantic Image Segmentation", ECCV 2018, section 3.1, https://arxiv.org/abs/1802.02611
 Official code consulted: tensorflow/models research/deeplab. Deliberate: bilinear upsampling with align_corners=False.
+Not here: the depthwise separable 3x3 convolutions that the second paper puts into ASPP and decoder; both heads have
+dense ones, with more parameters and operations than the published DeepLabV3+.
 """
 
 from collections.abc import Callable, Sequence
@@ -58,7 +60,8 @@ class DeepLabV3Head(SegmentationHead):
 class DeepLabV3PlusHead(SegmentationHead):
     """ASPP on the last map, upsampled and refined with the first: 1x1 to 48 channels, concatenation, two 3x3.
 
-    With `context`, conv3x3, the mechanism and conv1x1 stand in the place of ASPP.
+    All 3x3 are dense, where the paper's are depthwise separable. With `context`, conv3x3, the mechanism and conv1x1
+    stand in the place of ASPP.
 
     Args:
         in_channels: channels of the backbone's maps, finest first.
@@ -99,7 +102,7 @@ class DeepLabV3PlusHead(SegmentationHead):
                 mechanism,
                 conv_bn_relu(int(getattr(mechanism, "out_channels", width)), width),
             )
-        # Output stride 8 to 4. CARAFE knows whole factors only; its last row and column are cut where the map is odd.
+        # Output stride 8 to 4. CARAFE knows whole factors only.
         self.upsample: nn.Module = CARAFE(width, scale=2) if upsampler == "carafe" else nn.Identity()
         self.carafe = upsampler == "carafe"
         self.low = conv_bn_relu(in_channels[0], low_channels)
@@ -110,7 +113,10 @@ class DeepLabV3PlusHead(SegmentationHead):
         low = self.low(features[0])  # (B, low_channels, H_first, W_first)
         high = self.context(features[-1])
         if self.carafe:
-            high = crop(self.upsample(high), 0, low.shape[2], 0, low.shape[3])
+            # Of an odd number of rows the last is half a row of the coarser map: cut, or repeated where a backbone
+            # rounds down.
+            high = F.pad(self.upsample(high), (0, 1, 0, 1), mode="replicate")
+            high = crop(high, 0, low.shape[2], 0, low.shape[3])
         else:
             high = F.interpolate(high, size=low.shape[2:], mode="bilinear", align_corners=False)
         logits: Tensor = self.classifier(self.decoder(torch.cat([high, low], dim=1)))

@@ -24,6 +24,8 @@ class ISANetHead(SegmentationHead):
         num_classes: channels of the logits.
         channels: width of the head; in_channels / 4, at least 64, when None.
         block: height and width of the short range's blocks, the distance of the long range's positions.
+        key_channels: channels of query and key; channels / 2 when None.
+        value_channels: channels of the values; channels when None.
         order: long then short as in the paper, the reverse, or one of the two alone.
         dropout: channel dropout before the classifier.
 
@@ -38,13 +40,17 @@ class ISANetHead(SegmentationHead):
         *,
         channels: int | None = None,
         block: tuple[int, int] = (8, 8),
+        key_channels: int | None = None,
+        value_channels: int | None = None,
         order: Literal["long_short", "short_long", "long", "short"] = "long_short",
         dropout: float = 0.05,
     ) -> None:
         super().__init__(in_channels, num_classes)
         width = default_channels(channels, in_channels[-1])
         self.in_conv = conv_bn_relu(in_channels[-1], width, 3)
-        self.context = InterlacedAttention(width, block=block, order=order)
+        self.context = InterlacedAttention(
+            width, block=block, key_channels=key_channels, value_channels=value_channels, order=order
+        )
         self.bottleneck = conv_bn_relu(2 * width, width)
         self.classifier = classifier(width, num_classes, dropout)
 

@@ -2,7 +2,8 @@
 
 Paper: Yuan et al., "OCNet: Object Context for Semantic Segmentation", IJCV 2021 (2018), section 3,
 https://arxiv.org/abs/1809.00916
-Official code consulted: openseg-group/OCNet.pytorch. Deliberate: ReLU where it has leaky ReLU(0.01) (in-place ABN).
+Official code consulted: openseg-group/OCNet.pytorch. Deliberate: ReLU where it has leaky ReLU(0.01) (in-place ABN); the
+pyramid and the ASP form differ from the released ones, see `segvid.attention.context.object_context`.
 """
 
 from collections.abc import Sequence
@@ -24,7 +25,10 @@ class OCNetHead(SegmentationHead):
         num_classes: channels of the logits.
         channels: width of the head; in_channels / 4, at least 64, when None.
         form: "base", "pyramid" or "asp".
+        key_channels: channels of query and key, of the base and the pyramid form; channels / 2 when None.
+        value_channels: channels of the values, likewise.
         shared_query_key: one projection for query and key, as in the paper.
+        downsample: max pooling before the attention, of the base form.
         sizes: blocks along each axis, of the pyramid form.
         rates: dilations, of the ASP form.
         dropout: channel dropout before the classifier.
@@ -40,7 +44,10 @@ class OCNetHead(SegmentationHead):
         *,
         channels: int | None = None,
         form: Literal["base", "pyramid", "asp"] = "base",
+        key_channels: int | None = None,
+        value_channels: int | None = None,
         shared_query_key: bool = True,
+        downsample: int = 1,
         sizes: Sequence[int] = (1, 2, 3, 6),
         rates: Sequence[int] = (12, 24, 36),
         dropout: float = 0.05,
@@ -51,10 +58,22 @@ class OCNetHead(SegmentationHead):
         self.in_conv = conv_bn_relu(in_channels[-1], width, 3)
         self.bottleneck: nn.Module = nn.Identity()  # the ASP form ends with a projection of its own
         if form == "base":
-            self.context: nn.Module = ObjectContext(width, shared_query_key=shared_query_key)
+            self.context: nn.Module = ObjectContext(
+                width,
+                key_channels=key_channels,
+                value_channels=value_channels,
+                shared_query_key=shared_query_key,
+                downsample=downsample,
+            )
             self.bottleneck = conv_bn_relu(2 * width, width)
         elif form == "pyramid":
-            pyramid = PyramidObjectContext(width, sizes=sizes, shared_query_key=shared_query_key)
+            pyramid = PyramidObjectContext(
+                width,
+                sizes=sizes,
+                key_channels=key_channels,
+                value_channels=value_channels,
+                shared_query_key=shared_query_key,
+            )
             self.context = pyramid
             self.bottleneck = conv_bn_relu(pyramid.out_channels, width)
         elif form == "asp":

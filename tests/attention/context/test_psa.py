@@ -54,7 +54,8 @@ def check(x: torch.Tensor, training: bool = True, **options: object) -> None:
         ((5, 7), (9, 11)),  # more than there are
         ((5, 7), (3, 3)),  # fewer: logit 0 outside, not -inf
         ((5, 7), (1, 9)),  # along one axis fewer, along the other more
-        ((5, 7), (4, 2)),  # even sizes: the centre is the index of half the size
+        ((5, 7), (4, 2)),  # even sizes: the centre is at (size - 1) // 2
+        ((5, 7), (2, 10)),
         ((6, 4), (5, 3)),  # even grids, whose ends do not fall on whole steps of the shrunk map
         ((1, 9), (3, 5)),
         ((9, 1), (5, 3)),
@@ -126,6 +127,20 @@ def test_weights_of_a_target_sum_to_one_over_its_sources(direction, compact):
     block = PointwiseSpatialAttention(4, mask_size=size, compact=compact)
     weights = block.affinity(random_input(2, size[0] * size[1], 3, 4), direction)
     torch.testing.assert_close(weights.sum(dim=1), torch.ones(2, 12, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("direction", ["collect", "distribute"])
+@pytest.mark.parametrize("mask_size", [(1, 1), (2, 2), (3, 4), (4, 3), (6, 8), (7, 9), (8, 10), (66, 66)], ids=str)
+def test_the_mask_lies_on_the_map_as_in_the_released_operator(mask_size, direction):
+    """Odd and even, smaller and larger than the map, the even 66 of mmsegmentation's ADE20K; also of the part of the
+    mask that is predicted on a small map."""
+    block = randomise(PointwiseSpatialAttention(4, mask_size=mask_size, direction=direction)).eval()
+    x = random_input(2, 1, 4, 5)
+    mask = block.attention[0](x)
+    logits = reference.released_psa_mask(mask, mask_size, direction)
+    expected = torch.exp(logits) / torch.exp(logits).sum(dim=1, keepdim=True)
+    torch.testing.assert_close(block.affinity(mask, direction), expected)
+    torch.testing.assert_close(block.affinity_within_reach(block.attention[0], x, direction), expected)
 
 
 @pytest.mark.parametrize("compact", [False, True])

@@ -13,8 +13,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from segvid.attention import context as mechanisms
+from segvid.attention import functional
+from segvid.attention.atrous import AtrousConv2d
+from segvid.attention.functional import counting
+from segvid.compare.cost import count
 from segvid.segmentation import heads
 from segvid.segmentation.heads.base import SegmentationHead
 from tests import reference
@@ -455,6 +460,30 @@ def test_logits_have_the_size_of_the_feature_map(row, size):
     assert logits.shape == (2, CLASSES, *(row.scale * n for n in maps[row.output_index].shape[2:]))
 
 
+@pytest.mark.parametrize("sizes", [[(9, 13), (4, 6), (4, 6), (4, 6)], [(19, 13), (9, 6), (4, 3), (2, 1)]], ids=str)
+def test_maps_of_backbones_that_round_down(row, sizes):
+    """A finer map may have a row more than twice those of the coarser one."""
+    maps = [torch.randn(2, c, *size, dtype=torch.float64) for c, size in zip(CHANNELS, sizes, strict=True)]
+    logits = row.make().double().eval()(maps)
+    assert logits.shape == (2, CLASSES, *(row.scale * n for n in sizes[row.output_index]))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore:.*torch.jit:DeprecationWarning")
+def test_carafe_in_deeplab_where_a_backbone_rounds_down():
+    """The last row and column are repeated; where it rounds up, one of the two is cut."""
+    head = randomise(heads.DeepLabV3PlusHead(CHANNELS, CLASSES, rates=(1, 2), upsampler="carafe")).eval()
+    scripted = torch.jit.script(head)
+    last = torch.randn(1, CHANNELS[-1], 4, 6, dtype=torch.float64)
+    for size in ((8, 12), (9, 13), (7, 11)):
+        maps = [torch.randn(1, CHANNELS[0], *size, dtype=torch.float64), last, last, last]
+        with torch.no_grad():
+            full = head.upsample(head.context(last))
+            high = full[:, :, [min(i, 7) for i in range(size[0])]][..., [min(i, 11) for i in range(size[1])]]
+            expected = head.classifier(head.decoder(torch.cat([high, head.low(maps[0])], dim=1)))
+            torch.testing.assert_close(head(maps), expected)
+            torch.testing.assert_close(scripted(maps), expected)
+
+
 def test_equals_the_papers_wiring(row):
     """Logits and supervised maps from raw weights and naive mechanisms: order of layers and of concatenations."""
     head = randomise(row.make()).eval()
@@ -587,6 +616,46 @@ def test_export_equals_eager(row):
     assert_equals_eager(program.module(), head)
 
 
+def test_the_form_that_is_counted_computes_the_same(row):
+    head = randomise(row.make()).eval()
+    with torch.no_grad(), counting():
+        counted = head(features())
+    torch.testing.assert_close(counted, head(features()), rtol=1e-9, atol=1e-9)
+
+
+class Maps(torch.nn.Module):
+    """Stands for a backbone."""
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        return [image.new_zeros(len(image), c, *image.shape[2:]) for c in CHANNELS]
+
+
+class Model(torch.nn.Module):
+    def __init__(self, head: torch.nn.Module) -> None:
+        super().__init__()
+        self.backbone, self.head = Maps(), head
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.head(self.backbone(image))
+
+
+def test_the_count_does_not_depend_on_what_is_fast(row, monkeypatch):
+    """Every fast path taken wherever it can be, none, and those of another device."""
+    options = {"rates": (6, 12)} if row.name.startswith("DeepLab") else {}  # padding that tap by tap would skip
+    head = row.make(**options).eval()
+    model, image = Model(head), torch.zeros(2, 3, 9, 14)
+    flops = {}
+    for name, explicit, chunk, most in (("fast", 0, 64, 1.0), ("plain", 2**60, 2**60, 0.0)):
+        monkeypatch.setattr(functional, "EXPLICIT", explicit)
+        monkeypatch.setattr(functional, "CHUNK", chunk)
+        monkeypatch.setattr(AtrousConv2d, "MOST", most)
+        flops[name] = count(model, image)["gflops"]
+    with FakeTensorMode(), torch.device("cuda"):  # no GPU is needed for a tensor without values
+        flops["gpu"] = count(Model(row.make(**options).eval()), torch.zeros(2, 3, 9, 14))["gflops"]
+    assert flops["fast"] > 0
+    assert len(set(flops.values())) == 1, flops
+
+
 # What the table does not reach: options, and refusals
 
 
@@ -613,6 +682,61 @@ OPTIONS = [
 @pytest.mark.parametrize(("name", "options", "read", "expected"), OPTIONS)
 def test_options_reach_their_place(name, options, read, expected):
     assert read(getattr(heads, name)(CHANNELS, CLASSES, **options)) == expected
+
+
+NOT_OFFERED = {
+    ("APCNetHead", "AdaptivePyramidContext", "inner_channels"): "the head's channels",
+    ("DeepLabV3Head", "ASPP", "out_channels"): "the head's channels",
+    ("DeepLabV3PlusHead", "ASPP", "out_channels"): "the head's channels",
+    **{
+        ("DeepLabV3PlusHead", "CARAFE", option): "the upsampler as published, from output stride 8 to 4"
+        for option in ("scale", "kernel_size", "encoder_kernel", "compressed_channels", "groups")
+    },
+    ("PSANetHead", "PointwiseSpatialAttention", "inner_channels"): "the head's channels",
+    ("PSPNetHead", "PyramidPooling", "branch_channels"): "the head's channels",
+}
+RENAMED = {("DANetHead", "ChannelAttention", "affinity"): "channel_affinity"}
+FORMS = {
+    "OCNetHead": [{"form": "base"}, {"form": "pyramid"}, {"form": "asp"}],
+    "DeepLabV3PlusHead": [{}, {"upsampler": "carafe"}],
+}
+
+
+def options(thing: Any) -> dict[str, Any]:
+    """The keyword options and their defaults."""
+    parameters = inspect.signature(thing).parameters.values()
+    return {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
+
+
+def test_a_head_offers_every_option_of_its_mechanisms(row, monkeypatch):
+    """Under its name, with its default, and what is given arrives there."""
+    head = getattr(heads, row.name)
+    made: dict[str, dict[str, Any]] = {}
+    for name in mechanisms.__all__:
+
+        def make(*channels: int, name: str = name, **given: Any) -> torch.nn.Module:
+            made[name] = given
+            module = torch.nn.Identity()
+            module.out_channels = 8
+            return module
+
+        monkeypatch.setattr(inspect.getmodule(head), name, make, raising=False)
+    for form in FORMS.get(row.name, [{}]):
+        made.clear()
+        head(CHANNELS, CLASSES, **form)
+        used = list(made)
+        assert used or row.name == "FCNHead"
+        for mechanism in used:
+            for option, default in options(getattr(mechanisms, mechanism)).items():
+                place = (row.name, mechanism, option)
+                name = RENAMED.get(place, option)
+                if place in NOT_OFFERED:
+                    assert name not in options(head), place
+                    continue
+                assert options(head).get(name, "not offered") == default, place
+                value = object()
+                head(CHANNELS, CLASSES, **form, **{name: value})
+                assert made[mechanism][option] is value, place
 
 
 def test_width_of_every_head_can_be_chosen(row):
