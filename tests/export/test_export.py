@@ -15,16 +15,18 @@ from torch import Tensor
 
 from segvid.backbones.base import Backbone
 from segvid.cli import main
-from segvid.export import formats, gate
+from segvid.errors import UserError
+from segvid.export import formats, gate, reading
 from segvid.export.exported import load_exported
 from segvid.export.formats import SizeRule, size_rule
 from segvid.export.graph import InferenceGraph
+from segvid.export.record import SUFFIXES
 from segvid.segmentation.heads import FCNHead, ISANetHead
 from segvid.segmentation.inference import Inference
 from segvid.segmentation.trained import load_trained
 from tests.small_runs import ROOT
 
-KINDS = tuple(formats.SUFFIXES)
+KINDS = tuple(SUFFIXES)
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +35,7 @@ def files(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("exported")
     assert main(["export", "--ckpt_path", last(run), "--format", ",".join(KINDS), "--output", str(folder / "m")]) == 0
     assert sorted(file.name for file in folder.iterdir()) == sorted(
-        name for s in formats.SUFFIXES.values() for name in (f"m{s}", f"m{s}.json")
+        name for s in SUFFIXES.values() for name in (f"m{s}", f"m{s}.json")
     )
     return folder
 
@@ -43,7 +45,13 @@ def last(run: Path) -> str:
 
 
 def path(files: Path, kind: str) -> Path:
-    return files / f"m{formats.SUFFIXES[kind]}"
+    return files / f"m{SUFFIXES[kind]}"
+
+
+def record(file: Path) -> dict[str, Any]:
+    kind = {suffix: kind for kind, suffix in SUFFIXES.items()}[file.suffix]
+    found: dict[str, Any] = json.loads(reading.described(kind, file.read_bytes())[0])
+    return found
 
 
 def photos(folder: Path) -> Path:
@@ -83,8 +91,8 @@ def test_scales_need_an_image_between_whole_numbers(run: Path, files: Path, tmp_
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_file_says_what_it_is(kind: str, run: Path, files: Path) -> None:
-    inside = json.loads(formats.read_record(path(files, kind)))
-    assert inside == json.loads((files / f"m{formats.SUFFIXES[kind]}.json").read_text())
+    inside = record(path(files, kind))
+    assert inside == json.loads((files / f"m{SUFFIXES[kind]}.json").read_text())
     assert inside["class_names"][1].startswith("red")
     assert len(inside["palette"]) == 11
     assert inside["model"] == {"backbone": "ConvNet", "head": "CCNetHead"}
@@ -130,7 +138,7 @@ def test_torchscript_runs_without_segvid(run: Path, files: Path, tmp_path: Path)
 @pytest.mark.parametrize("output_type", ["probabilities", "classes"])
 @pytest.mark.parametrize("kind", ["torchscript", "onnx"])
 def test_other_outputs(output_type: str, kind: str, run: Path, tmp_path: Path) -> None:
-    file = tmp_path / "model.bin"
+    file = tmp_path / f"model{SUFFIXES[kind]}"
     words = ["--output_type", output_type, "--format", kind, "--input_type", "float32", "--output", str(file)]
     assert main(["export", "--ckpt_path", last(run), *words]) == 0
     picture = np.random.default_rng(0).integers(0, 256, (40, 61, 3), dtype=np.uint8)
@@ -362,7 +370,7 @@ def test_a_device_that_is_not_there(
 
 def test_the_ending_says_the_format(run: Path, tmp_path: Path) -> None:
     assert main(["export", "--ckpt_path", last(run), "--output", str(tmp_path / "m.pt2")]) == 0
-    assert json.loads(formats.read_record(tmp_path / "m.pt2"))["format"] == "pt2"
+    assert record(tmp_path / "m.pt2")["format"] == "pt2"
 
 
 @pytest.mark.slow
@@ -372,4 +380,8 @@ def test_compiled_for_this_machine(run: Path, tmp_path: Path) -> None:
     assert main(["export", "--ckpt_path", last(run), "--format", "pt2", "--compile", "--output", str(file)]) == 0
     picture = np.random.default_rng(0).integers(0, 256, (40, 61, 3), dtype=np.uint8)
     expected = load_trained(Path(last(run))).classes([picture], Inference())[0]
-    np.testing.assert_array_equal(load_exported(file).classes([picture], Inference())[0], expected)
+    np.testing.assert_array_equal(
+        load_exported(file, allow_native_code=True).classes([picture], Inference())[0], expected
+    )
+    with pytest.raises(UserError, match="holds native code"):
+        load_exported(file)
