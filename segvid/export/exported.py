@@ -11,6 +11,7 @@ from torch import Tensor
 
 from segvid.data.reading import Array, DataError
 from segvid.errors import UserError, user_message
+from segvid.export.formats import quiet
 from segvid.export.reading import read
 from segvid.export.run_file import Run, load
 from segvid.segmentation.inference import Inference, class_scores
@@ -120,7 +121,8 @@ def load_exported(path: Path, device: str = "cpu", *, allow_native_code: bool = 
     """
     said, content = read(path, allow_native_code=allow_native_code)
     try:
-        run = load(said.format, content, device)
+        with quiet():  # torch writes a traceback to its log
+            run = load(said.format, content, device)
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"{path} cannot be loaded on {device}: {plain(reason)}") from error

@@ -6,6 +6,8 @@ import json
 import os
 import pickle
 import re
+import subprocess
+import sys
 import warnings
 import zipfile
 from collections.abc import Callable
@@ -585,6 +587,20 @@ def test_a_file_that_gives_something_else_than_it_says(
     files = members(good["torchscript"].read_bytes())
     message = 'ops.prim.RaiseException("[/x]", "builtins.ValueError")'
     refused(packed(forward(files, message), tmp_path / "m.ts"), "fails on an image of 24 x 30", tmp_path, capsys)
+
+
+def test_a_pt2_that_torch_cannot_load_is_one_sentence(good: dict[str, Path], tmp_path: Path) -> None:
+    def change(content: dict[str, Any]) -> None:
+        content["graph_module"]["graph"]["nodes"][-1]["target"] = "torch.ops.aten.add.nonsense"
+
+    file = packed(program(members(good["pt2"].read_bytes()), change), tmp_path / "m.pt2")
+    Image.fromarray(PICTURE).save(tmp_path / "picture.png")
+    words = ["predict", str(tmp_path / "picture.png"), "--model", str(file), "--output", str(tmp_path / "out")]
+    # In a process of its own: torch's log writes to the standard error that it found when it was imported.
+    done = subprocess.run([sys.executable, "-m", "segvid", *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "m.pt2 cannot be loaded on cpu" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
 
 
 def test_names_in_the_record_are_text(
