@@ -189,7 +189,7 @@ def load(options: argparse.Namespace) -> "TrainedModel | ExportedModel":
     if options.model is not None:
         from segvid.export.exported import load_exported
 
-        model = load_exported(options.model, options.device or "cpu")
+        model = load_exported(options.model, options.device or "cpu", allow_native_code=options.allow_native_code)
         if options.confidence and model.output_type == "classes":
             raise UserError(f"{plain(options.model)} gives classes, no --confidence: export it with logits.")
     else:
@@ -221,6 +221,10 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--ckpt_path", type=Path, help="checkpoint: RUN/checkpoints/best.ckpt")
     what.add_argument("--model", type=Path, help="file that segvid export wrote: model.ts, model.pt2 or model.onnx")
+    parser.add_argument(
+        "--allow_native_code", action="store_true",
+        help="--model: trust the file as a program: a compiled .pt2, or operators that segvid does not know",
+    )  # fmt: skip
     parser.add_argument("--output", type=Path, default=Path("predictions"), help="folder to write into (predictions)")
     parser.add_argument("--format", choices=FORMATS, default="indices", help="what is written (indices)")
     parser.add_argument("--frames", action="store_true", help="also the masks of the frames of videos")

@@ -21,7 +21,8 @@ from rich.console import Console
 from rich.table import Table
 
 from segvid.data.reading import IGNORED
-from segvid.data.transforms import Augmentation, reseed, training_transform
+from segvid.data.augmentation import Augmentation
+from segvid.data.transforms import reseed, training_transform
 
 FRAMES = {"1024 x 2048": (1024, 2048), "375 x 500": (375, 500)}
 

@@ -13,24 +13,25 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from segvid.export import formats
-from segvid.export.gate import Array
 from segvid.export.graph import InferenceGraph
+from segvid.export.record import SUFFIXES
 from segvid.export.run_file import Run, load
 from segvid.segmentation.trained import load_trained
+from segvid.text import console
 
 
 def forms(graph: InferenceGraph, folder: Path, compiled: bool) -> dict[str, Run]:
     """Every form of the graph, as a function of an image."""
 
     def runner(module: Callable[[torch.Tensor], torch.Tensor]) -> Run:
-        def run(image: Array) -> Array:
+        def run(image: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
             with torch.no_grad():
                 return module(torch.from_numpy(image)).numpy()
 
@@ -49,7 +50,7 @@ def forms(graph: InferenceGraph, folder: Path, compiled: bool) -> dict[str, Run]
     if compiled:
         writers["pt2 --compile"] = ("aoti", lambda f: formats.write_pt2(graph, image, f, compiled=True))
     for index, (name, (kind, write)) in enumerate(writers.items()):
-        file = folder / f"{index}{'.pt2' if kind == 'aoti' else formats.SUFFIXES[kind]}"
+        file = folder / f"{index}{'.pt2' if kind == 'aoti' else SUFFIXES[kind]}"
         write(file)
         found[name] = load(kind, str(file))
     return found
@@ -89,7 +90,7 @@ def main(words: Sequence[str] | None = None) -> None:
     for name, median in medians.items():
         error = np.abs(outputs[name] - outputs["eager"]).max() / scale
         table.add_row(name, f"{median:.0f}", f"{median / medians['eager']:.2f}", f"{error:.1e}")
-    Console().print(table)
+    console().print(table)
 
 
 if __name__ == "__main__":

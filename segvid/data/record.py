@@ -12,7 +12,7 @@ from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
 from segvid.data.reading import Array, voc_palette
-from segvid.data.transforms import IMAGENET_MEAN, IMAGENET_STD
+from segvid.data.augmentation import IMAGENET_MEAN, IMAGENET_STD
 from segvid.errors import UserError
 from segvid.files import checked
 from segvid.text import plain

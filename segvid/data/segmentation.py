@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
 
+from segvid.data.augmentation import IMAGENET_MEAN, IMAGENET_STD, Augmentation
 from segvid.data.reading import IGNORED, Array, DataError, identity_table, map_labels, read_image, read_mask
 from segvid.data.sample import Sample
 from segvid.data.sampling import (
@@ -21,14 +22,6 @@ from segvid.data.sampling import (
     TrainingLoader,
     TrainingSampler,
     ignore_signals,
-)
-from segvid.data.transforms import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    Augmentation,
-    evaluation_transform,
-    reseed,
-    training_transform,
 )
 from segvid.errors import UserError
 

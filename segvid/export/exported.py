@@ -1,6 +1,6 @@
 """An exported file as a model that `segvid predict` can use."""
 
-import json
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +11,13 @@ from torch import Tensor
 
 from segvid.data.reading import Array, DataError
 from segvid.data.record import resized
-from segvid.errors import UserError
-from segvid.export.formats import read_record
+from segvid.errors import UserError, user_message
+from segvid.export.formats import quiet
+from segvid.export.reading import read
 from segvid.export.run_file import Run, load
 from segvid.segmentation.inference import Inference, class_scores
 from segvid.segmentation.trained import finite
+from segvid.text import plain
 
 
 @dataclass(frozen=True)
@@ -104,29 +106,55 @@ class ExportedModel:
                 + (f" in multiples of {self.multiple}" if self.multiple > 1 else "")
                 + f"; this image or window has {height} x {width}."
             )
-        return self.run(np.ascontiguousarray(images.numpy()))
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # what a file says with aten::warn is for nobody
+                found = self.run(np.ascontiguousarray(images.numpy()))
+        except Exception as error:
+            if user_message(error) is not None:
+                raise
+            reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
+            raise DataError(f"{self.file} fails on an image of {height} x {width}: {plain(reason)[:300]}") from error
+        count = len(self.class_names)
+        classes = self.output_type == "classes"
+        shape = (len(images), height, width) if classes else (len(images), count, height, width)
+        if (
+            not isinstance(found, np.ndarray)
+            or found.shape != shape
+            or found.dtype != ("uint8" if classes else "float32")
+        ):
+            raise UserError(f"{self.file} gives something else than the {self.output_type} of {count} classes.")
+        if classes and found.max() >= count:
+            raise UserError(f"{self.file} gives class {found.max()}, and its record names {count} classes.")
+        return found
 
 
-def load_exported(path: Path, device: str = "cpu") -> ExportedModel:
+def load_exported(path: Path, device: str = "cpu", *, allow_native_code: bool = False) -> ExportedModel:
     """The model of an exported file.
 
+    Args:
+        path: of the file.
+        device: where it runs.
+        allow_native_code: see `reading.read`.
+
     Raises:
-        UserError: there is no such file, it was not written by `segvid export`, or cannot run here.
+        UserError: there is no such file, it was not written by `segvid export`, is not trusted, or cannot run here.
     """
-    said = json.loads(read_record(path))
+    said, content = read(path, allow_native_code=allow_native_code)
     try:
-        run = load(said["format"], str(path), device)
+        with quiet():  # torch writes a traceback to its log
+            run = load(said.format, content, device)
     except Exception as error:
-        raise UserError(f"{path} cannot be loaded on {device}: {str(error).strip().splitlines()[0]}") from error
-    size = said["input"]["image_size"]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"{path} cannot be loaded on {device}: {plain(reason)}") from error
     return ExportedModel(
         path,
         run,
-        list(said["class_names"]),
-        [(int(r), int(g), int(b)) for r, g, b in said["palette"]],
-        None if size is None else (int(size[0]), int(size[1])),
-        said["input"]["type"],
-        said["output"]["type"],
-        int(said["input"]["multiple"]),
-        int(said["input"]["minimum"]),
+        said.class_names,
+        said.palette,
+        said.input.image_size,
+        said.input.type,
+        said.output.type,
+        said.input.multiple,
+        said.input.minimum,
     )

@@ -17,9 +17,7 @@ from segvid.attention.context import GridSelfAttention, PyramidObjectContext
 from segvid.attention.context.interlaced import BlockAttention
 from segvid.errors import UserError
 from segvid.export.graph import InferenceGraph
-
-SUFFIXES = {"torchscript": ".ts", "pt2": ".pt2", "onnx": ".onnx"}
-RECORD = "segvid.json"
+from segvid.export.record import NAME
 
 
 @dataclass(frozen=True)
@@ -184,27 +182,4 @@ def add_record(kind: str, file: Path, text: str) -> None:
         return
     with zipfile.ZipFile(file, "a", zipfile.ZIP_STORED) as archive:
         root = archive.namelist()[0].split("/")[0]
-        archive.writestr(f"{root}/extra/{RECORD}", text)
-
-
-def read_record(file: Path) -> str:
-    """segvid's record in a file.
-
-    Raises:
-        UserError: there is no such file, or it was not written by `segvid export`.
-    """
-    if not file.is_file():
-        raise UserError(f"there is no file {file} (--model).")
-    try:
-        if zipfile.is_zipfile(file):
-            with zipfile.ZipFile(file) as archive:
-                (name,) = (n for n in archive.namelist() if n.endswith(f"/extra/{RECORD}"))
-                return archive.read(name).decode()
-        import onnxruntime
-
-        session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
-        return str(session.get_modelmeta().custom_metadata_map["segvid"])
-    except ModuleNotFoundError as error:
-        raise UserError(f"ONNX needs the package {error.name}: pip install 'segvid[onnx]'.") from error
-    except Exception as error:
-        raise UserError(f"{file} was not written by segvid export ({type(error).__name__}).") from error
+        archive.writestr(f"{root}/extra/{NAME}", text)

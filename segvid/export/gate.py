@@ -6,23 +6,25 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import torch
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any
 
 from segvid.errors import UserError
-from segvid.export import run_file
-from segvid.export.formats import SizeRule
-from segvid.export.graph import InferenceGraph
+from segvid.text import plain
 
-Array = NDArray[Any]
+if TYPE_CHECKING:
+    import torch
+    from numpy.typing import NDArray
+
+    from segvid.export.formats import SizeRule
+    from segvid.export.graph import InferenceGraph
+
+    Array = NDArray[Any]
 
 # Largest error over the largest score. TorchScript runs the same kernels; fusion and other kernels round differently.
 ERROR_BOUNDS = {"torchscript": 1e-5, "pt2": 1e-5, "aoti": 1e-4, "onnx": 1e-4}
 AGREEMENT_BOUND = 0.9999
 SIZES = ((1, 64, 96), (2, 65, 97), (1, 128, 81), (3, 96, 96), (1, 97, 163))  # batch, height, width
+INPUTS = f"noise of {len(SIZES)} sizes, the least size and a photograph"  # what `cases` makes, for texts
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,10 @@ class Case:
     agreement: float
 
 
-def cases(rule: SizeRule, picture: Array, input_type: str) -> dict[str, Array]:
-    """Noise of five sizes, odd and not square, in batches of one to three, and a picture (H, W, 3)."""
+def cases(rule: "SizeRule", picture: "Array", input_type: str) -> "dict[str, Array]":
+    """Noise of `SIZES`, odd and not square, in batches of one to three, the least size, and a picture (H, W, 3)."""
+    import numpy as np
+
     generator = np.random.default_rng(1)
     found: dict[str, Array] = {}
     for batch, height, width in SIZES:
@@ -57,21 +61,25 @@ def cases(rule: SizeRule, picture: Array, input_type: str) -> dict[str, Array]:
     return found if input_type == "uint8" else {k: v.astype(np.float32) / np.float32(255) for k, v in found.items()}
 
 
-def compare(graph: InferenceGraph, kind: str, file: Path, images: dict[str, Array]) -> list[Case]:
+def compare(graph: "InferenceGraph", kind: str, file: Path, images: "dict[str, Array]") -> list[Case]:
     """Runs the file in a fresh process, and the graph here.
 
     Raises:
         UserError: the file cannot be loaded or run without segvid.
     """
+    import numpy as np
+    import torch
+
+    program = Path(__file__).with_name("run_file.py")
     with tempfile.TemporaryDirectory() as folder:
         inputs, outputs = Path(folder) / "inputs.npz", Path(folder) / "outputs.npz"
         np.savez(inputs, allow_pickle=False, **images)
         # -I: neither this folder nor that of the script is searched for modules.
-        command = [sys.executable, "-I", run_file.__file__, kind, str(file), str(inputs), str(outputs)]
+        command = [sys.executable, "-I", str(program), kind, str(file), str(inputs), str(outputs)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-            raise UserError(f"the {kind} file does not run: {lines[-1][:300]}")
+            raise UserError(f"the {kind} file does not run: {plain(lines[-1][:300])}")
         with np.load(outputs) as content:
             found = {name: content[name] for name in content.files}
     result = []
@@ -85,20 +93,24 @@ def compare(graph: InferenceGraph, kind: str, file: Path, images: dict[str, Arra
     return result
 
 
-def scores(graph: InferenceGraph, image: Array) -> torch.Tensor:
+def scores(graph: "InferenceGraph", image: "Array") -> "torch.Tensor":
     """The logits, whatever the graph gives."""
+    import torch
+
     output_type, graph.output_type = graph.output_type, "logits"
     logits: torch.Tensor = graph(torch.from_numpy(image))
     graph.output_type = output_type
     return logits
 
 
-def difference(expected: Array, found: Array, output_type: str) -> tuple[float | None, float]:
+def difference(expected: "Array", found: "Array", output_type: str) -> tuple[float | None, float]:
     """Largest relative error, and share of equal classes.
 
     Raises:
         UserError: shape or type differ.
     """
+    import numpy as np
+
     if expected.shape != found.shape or expected.dtype != found.dtype:
         raise UserError(
             f"the file gives {found.dtype} {list(found.shape)} where the model gives {expected.dtype} "

@@ -6,8 +6,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-OUTPUT_TYPES = ("logits", "probabilities", "classes")
-
 
 class InferenceGraph(nn.Module):
     """The evaluation path of a model alone: normalisation, backbone, head, upsampling.

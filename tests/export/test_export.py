@@ -1,8 +1,11 @@
 """`segvid export` and `segvid predict --model`, as a user runs them."""
 
 import json
+import re
+import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,16 +18,18 @@ from torch import Tensor
 
 from segvid.backbones.base import Backbone
 from segvid.cli import main
-from segvid.export import formats, gate
+from segvid.errors import UserError
+from segvid.export import formats, gate, reading
 from segvid.export.exported import load_exported
 from segvid.export.formats import SizeRule, size_rule
 from segvid.export.graph import InferenceGraph
+from segvid.export.record import SUFFIXES
 from segvid.segmentation.heads import FCNHead, ISANetHead
 from segvid.segmentation.inference import Inference
 from segvid.segmentation.trained import load_trained
 from tests.small_runs import ROOT
 
-KINDS = tuple(formats.SUFFIXES)
+KINDS = tuple(SUFFIXES)
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +38,7 @@ def files(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("exported")
     assert main(["export", "--ckpt_path", last(run), "--format", ",".join(KINDS), "--output", str(folder / "m")]) == 0
     assert sorted(file.name for file in folder.iterdir()) == sorted(
-        name for s in formats.SUFFIXES.values() for name in (f"m{s}", f"m{s}.json")
+        name for s in SUFFIXES.values() for name in (f"m{s}", f"m{s}.json")
     )
     return folder
 
@@ -43,7 +48,13 @@ def last(run: Path) -> str:
 
 
 def path(files: Path, kind: str) -> Path:
-    return files / f"m{formats.SUFFIXES[kind]}"
+    return files / f"m{SUFFIXES[kind]}"
+
+
+def record(file: Path) -> dict[str, Any]:
+    kind = {suffix: kind for kind, suffix in SUFFIXES.items()}[file.suffix]
+    found: dict[str, Any] = json.loads(reading.described(kind, file.read_bytes())[0])
+    return found
 
 
 def photos(folder: Path) -> Path:
@@ -83,8 +94,8 @@ def test_scales_need_an_image_between_whole_numbers(run: Path, files: Path, tmp_
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_file_says_what_it_is(kind: str, run: Path, files: Path) -> None:
-    inside = json.loads(formats.read_record(path(files, kind)))
-    assert inside == json.loads((files / f"m{formats.SUFFIXES[kind]}.json").read_text())
+    inside = record(path(files, kind))
+    assert inside == json.loads((files / f"m{SUFFIXES[kind]}.json").read_text())
     assert inside["class_names"][1].startswith("red")
     assert len(inside["palette"]) == 11
     assert inside["model"] == {"backbone": "ConvNet", "head": "CCNetHead"}
@@ -130,7 +141,7 @@ def test_torchscript_runs_without_segvid(run: Path, files: Path, tmp_path: Path)
 @pytest.mark.parametrize("output_type", ["probabilities", "classes"])
 @pytest.mark.parametrize("kind", ["torchscript", "onnx"])
 def test_other_outputs(output_type: str, kind: str, run: Path, tmp_path: Path) -> None:
-    file = tmp_path / "model.bin"
+    file = tmp_path / f"model{SUFFIXES[kind]}"
     words = ["--output_type", output_type, "--format", kind, "--input_type", "float32", "--output", str(file)]
     assert main(["export", "--ckpt_path", last(run), *words]) == 0
     picture = np.random.default_rng(0).integers(0, 256, (40, 61, 3), dtype=np.uint8)
@@ -159,7 +170,10 @@ def test_frozen_and_fused(run: Path, tmp_path: Path) -> None:
 def test_a_model_without_a_checkpoint(tmp_path: Path) -> None:
     configs = [ROOT / "configs/segmentation/recipes/digits.yaml", ROOT / "configs/segmentation/heads/isanet.yaml"]
     words = [word for config in configs for word in ("--config", str(config))]
-    assert main(["export", *words, "--format", "pt2", "--output", str(tmp_path / "m")]) == 0
+    changes = ["--data.init_args.digits", "3", "--model.init_args.backbone.init_args.widths=[4,6,8]"]
+    assert main(["export", *words, *changes, "--format", "pt2", "--output", str(tmp_path / "m")]) == 0
+    with zipfile.ZipFile(tmp_path / "m.pt2") as archive:
+        assert archive.getinfo("archive/data/weights/weight_0").file_size == 4 * 3 * 3 * 3 * 4  # 4 channels
     model = load_exported(tmp_path / "m.pt2")
     assert (model.multiple, model.minimum) == (1, 33)
     with pytest.raises(Exception, match=r"at least 33 pixels; this image or window has 32 x 80"):
@@ -281,6 +295,11 @@ def test_sizes_that_a_model_takes() -> None:
             "m.onnx is the name of a onnx file; --format is torchscript",
         ),
         (["--output", "."], "--output . is a folder"),
+        (["--output", "m.bin"], "m.bin: the name of a torchscript file ends in .ts"),
+        (["--outptu", "x"], "unrecognized arguments: --outptu. See segvid export --help"),
+        (["word"], "unrecognized arguments: word. See segvid export --help"),
+        (["--data.init_args.root", "x", "y"], "unrecognized arguments: y"),
+        (["--model.init_args.head=x"], "--model.init_args.head=x is for --config"),
     ],
 )
 def test_mistakes_are_one_sentence(
@@ -362,7 +381,7 @@ def test_a_device_that_is_not_there(
 
 def test_the_ending_says_the_format(run: Path, tmp_path: Path) -> None:
     assert main(["export", "--ckpt_path", last(run), "--output", str(tmp_path / "m.pt2")]) == 0
-    assert json.loads(formats.read_record(tmp_path / "m.pt2"))["format"] == "pt2"
+    assert record(tmp_path / "m.pt2")["format"] == "pt2"
 
 
 @pytest.mark.slow
@@ -372,4 +391,86 @@ def test_compiled_for_this_machine(run: Path, tmp_path: Path) -> None:
     assert main(["export", "--ckpt_path", last(run), "--format", "pt2", "--compile", "--output", str(file)]) == 0
     picture = np.random.default_rng(0).integers(0, 256, (40, 61, 3), dtype=np.uint8)
     expected = load_trained(Path(last(run))).classes([picture], Inference())[0]
-    np.testing.assert_array_equal(load_exported(file).classes([picture], Inference())[0], expected)
+    np.testing.assert_array_equal(
+        load_exported(file, allow_native_code=True).classes([picture], Inference())[0], expected
+    )
+    with pytest.raises(UserError, match="holds native code"):
+        load_exported(file)
+
+
+def test_the_help_needs_no_torch_and_says_what_is_compared() -> None:
+    code = "import sys; from segvid.export.command import parse\ntry: parse(['--help'])\nexcept SystemExit: pass\n"
+    code += "assert not {'torch', 'numpy', 'cv2', 'lightning', 'onnx', 'rich'} & set(sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    cases = gate.cases(SizeRule(), np.zeros((5, 5, 3), dtype=np.uint8), "uint8")
+    assert f"compared with the model on {len(cases)} inputs ({gate.INPUTS})" in " ".join(done.stdout.split())
+    assert sum(name.startswith("noise") for name in cases) == len(gate.SIZES)
+
+
+def test_what_a_killed_export_left_is_removed_by_the_next_which_says_what_it_does(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = (
+        "import os, signal, sys\nfrom segvid.cli import main\nfrom segvid.export import formats\n"
+        "formats.write_torchscript = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "main(sys.argv[1:])"
+    )
+    words = ["export", "--ckpt_path", last(run), "--output", str(tmp_path / "m.ts")]
+    subprocess.run([sys.executable, "-c", code, *words], capture_output=True, check=False, cwd=ROOT)
+    (left,) = tmp_path.iterdir()
+    assert left.name.startswith(".segvid-export-")
+    living = left.with_name(left.name.replace(re.findall(r"-(\d+)-", left.name)[-1], "1"))  # of a process that lives
+    mine = tmp_path / ".segvid-export-notes"  # of a person
+    elsewhere = tmp_path / ".segvid-export-another_computer-999999999-abc"
+    for folder in (living, mine, elsewhere):
+        shutil.copytree(left, folder)
+    assert main(words) == 0
+    expected = {"m.ts", "m.ts.json", living.name, mine.name, elsewhere.name}
+    assert {file.name for file in tmp_path.iterdir()} == expected
+    said = capsys.readouterr().out  # no terminal: which step it is at, and for how long, also in a log
+    assert "\x1b" not in said
+    assert "m.ts: step 1 of 2, exporting ...\n" in said
+    assert re.search(r"m\.ts: exported in \d+ s; step 2 of 2, comparing on 7 inputs \.\.\.\n", said)
+    assert re.search(r"m\.ts: [\d.]+ MB, equal to the model \(compared in \d+ s\)\.\n", said)
+
+
+def test_names_of_any_kind_are_text(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = [
+        "sign [/]",
+        "road [paved]",
+        "$\\x$",
+        "\x1b[2J",
+        "=1+1",
+        "a\nb",
+        "\u202e",
+        ":smile:",
+        "",
+        "\U0001f697",
+        "[/x]",
+    ]
+    content = torch.load(last(run), weights_only=True)
+    content["data"]["class_names"] = names
+    torch.save(content, tmp_path / "names.ckpt")
+    output = tmp_path / "out [/x]" / "m[red].ts"
+    assert main(["export", "--ckpt_path", str(tmp_path / "names.ckpt"), "--output", str(output)]) == 0
+    said = capsys.readouterr().out
+    assert "m[red].ts: step 1 of 2" in said
+    assert "\x1b" not in said
+    assert load_exported(output).class_names == names
+    assert record(output)["class_names"] == json.loads(output.with_name("m[red].ts.json").read_text())["class_names"]
+    assert main(["export", "--ckpt_path", last(run), "--output", str(tmp_path / "\x1b[2J.bin")]) == 1
+
+
+def test_a_file_that_predict_does_not_take_unasked_says_so(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from segvid.export import check_torchscript
+
+    monkeypatch.setattr(check_torchscript, "ATEN", check_torchscript.ATEN - {"conv2d"})
+    file = tmp_path / "m.ts"
+    assert main(["export", "--ckpt_path", last(run), "--output", str(file)]) == 0
+    assert "segvid predict takes it with --allow_native_code only: it uses aten::conv2d." in capsys.readouterr().out
+    with pytest.raises(UserError, match="it uses aten::conv2d"):
+        load_exported(file)
+    assert load_exported(file, allow_native_code=True)
