@@ -326,8 +326,6 @@ def folder_name(name: str) -> str:
     return name if re.fullmatch(r"\w[\w.=-]{0,79}", name, re.ASCII) else slug(name)
 
 
-
-
 def fit(words: Sequence[str]) -> int:
     """Trains."""
     return run("fit", words)

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from segvid.data.reading import IGNORED
 from segvid.data.augmentation import Augmentation
+from segvid.data.reading import IGNORED
 from segvid.data.transforms import reseed, training_transform
 
 FRAMES = {"1024 x 2048": (1024, 2048), "375 x 500": (375, 500)}

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from torch import Tensor, nn
 
@@ -48,6 +47,8 @@ class ResNet(Backbone):
         in_channels: int = 3,
     ) -> None:
         super().__init__()
+        import timm  # a second, for who uses it
+
         family = name.split(".")[0]
         known = name == family or name in timm.list_models(family + ".*", pretrained=True)
         if not (timm.is_model(family) and known and "resnet" in family):

@@ -1,6 +1,5 @@
 """Encoders of segmentation-models-pytorch, its `tu-*` names (timm) included, as backbones."""
 
-import segmentation_models_pytorch as smp
 from torch import Tensor
 
 from segvid.backbones.base import Backbone
@@ -35,6 +34,8 @@ class SMPEncoder(Backbone):
         super().__init__()
         if ":" in name:  # timm would fetch a model of that name from a hub, or read a folder
             raise UserError(f"the encoder {name!r} is no name of segmentation-models-pytorch.")
+        import segmentation_models_pytorch as smp  # a second, for who uses it
+
         try:
             self.body = smp.encoders.get_encoder(
                 name, in_channels=in_channels, depth=5, weights=weights, output_stride=output_stride

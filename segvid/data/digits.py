@@ -12,7 +12,6 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.datasets import load_digits
 from torch.utils.data import Dataset
 
 from segvid.data.segmentation import Sample, SegmentationDataModule
@@ -31,6 +30,8 @@ MARK_SIZE = 16
 @lru_cache(maxsize=1)
 def _glyphs() -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """The bundled digits, (1797, 8, 8) in 0 to 1, and what they show."""
+    from sklearn.datasets import load_digits  # a second, for who uses it
+
     data = load_digits()
     return (data.images / 16.0).astype(np.float32), data.target.astype(np.int64)
 

@@ -11,8 +11,8 @@ import torch
 from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
-from segvid.data.reading import Array, voc_palette
 from segvid.data.augmentation import IMAGENET_MEAN, IMAGENET_STD
+from segvid.data.reading import Array, voc_palette
 from segvid.errors import UserError
 from segvid.files import checked
 from segvid.text import plain

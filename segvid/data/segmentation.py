@@ -86,6 +86,8 @@ class PairDataset(Dataset[Sample]):
         self.palette = palette
         self.image_size = image_size
         self.augmented = augmentation is not None
+        from segvid.data.transforms import evaluation_transform, training_transform  # seconds, for who reads files
+
         if augmentation is not None:
             self.transform = training_transform(augmentation, image_size, mean, std)
         else:
@@ -105,6 +107,8 @@ class PairDataset(Dataset[Sample]):
                 f"{image.shape[1]} x {image.shape[0]}.",
             )
         if self.augmented:
+            from segvid.data.transforms import reseed
+
             reseed(self.transform, int(torch.randint(2**31, ())))
         elif self.image_size is not None:
             height, width = self.image_size

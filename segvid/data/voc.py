@@ -11,7 +11,6 @@ are in neither VOC's train nor its val, 10,582 together. The lists are those of 
 from pathlib import Path
 from typing import Any
 
-import scipy.io  # type: ignore[import-untyped]
 from PIL import Image
 
 from segvid.commands.options import Progress
@@ -207,6 +206,8 @@ def _read_names(path: Path) -> list[str]:
 
 
 def _convert_mask(source: Path, target: Path) -> None:
+    import scipy.io  # type: ignore[import-untyped]
+
     try:
         mask = scipy.io.loadmat(source)["GTcls"][0]["Segmentation"][0].astype("uint8")
         image = Image.fromarray(mask)

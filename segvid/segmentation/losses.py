@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-import segmentation_models_pytorch as smp
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -115,6 +114,8 @@ class Dice(SegmentationLoss):
 
     def __init__(self) -> None:
         super().__init__()
+        import segmentation_models_pytorch as smp  # a second, for who uses it
+
         self.dice = smp.losses.DiceLoss(mode="multiclass", ignore_index=IGNORED)
 
     def forward(self, logits: Tensor, mask: Tensor) -> Tensor:
@@ -130,6 +131,8 @@ class Lovasz(SegmentationLoss):
 
     def __init__(self) -> None:
         super().__init__()
+        import segmentation_models_pytorch as smp
+
         self.lovasz = smp.losses.LovaszLoss(mode="multiclass", ignore_index=IGNORED)
 
     def forward(self, logits: Tensor, mask: Tensor) -> Tensor:
