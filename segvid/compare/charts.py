@@ -131,7 +131,7 @@ def inline(svg: str) -> str:
     """An SVG as a part of a page: without what only a file of its own needs, in the colour of the page's text."""
     root, _, content = svg[svg.index("<svg") :].partition(">")
     root = re.sub(r' (xmlns(:\w+)?|width|height|version)="[^"]*"', "", root)
-    content = re.sub(r' id="[A-Za-z]\w*?_\d+"', "", content)  # several charts have the same
+    content = re.sub(r' id="[A-Za-z][\w.]*_\d+"', "", content)  # several charts have the same
     return f"{root}>{content}".replace(INK, "currentColor").strip()
 
 

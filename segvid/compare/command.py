@@ -165,6 +165,8 @@ def move_aside(run: Run, label: str, terminal: "Console") -> None:
         return
     now = datetime.now().strftime("%Y-%m-%dT%H-%M-%S")
     aside = run.folder.with_name(f"{run.folder.name}.before-{now}")
+    while aside.exists():  # in the same second
+        aside = aside.with_name(f"{aside.name}-")
     run.folder.rename(aside)
     different = [] if spec is None else list(changes(spec.made_from, run.made_from))
     what = ", ".join(different[:5]) + (", ..." if len(different) > 5 else "")

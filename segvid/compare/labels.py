@@ -1,20 +1,20 @@
 """Names beside the points of a chart that lie neither over each other nor over the points."""
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.transforms import Bbox
+from numpy.typing import NDArray
 
 RINGS = (6, 12, 20, 30, 42, 56, 72, 90, 110, 135, 165, 200)  # from the point to the name, in pixels
-DIRECTIONS = [(math.cos(turn), math.sin(turn)) for turn in (math.pi * step / 8 for step in (2, 0, -2, *range(16)))]
+TURNS = np.pi / 8 * np.array([2, 0, -2, *range(16)])
 NEAR = 14  # further away a line leads to the point
 MARGIN = 2
 MARK = 5  # half the size of a point
 
-Place = tuple[float, float]  # in pixels
+Floats = NDArray[np.float64]  # places (..., 2) as x, y; boxes (..., 4) as left, low, right, high; both in pixels
 
 
 @dataclass(frozen=True)
@@ -35,76 +35,66 @@ def place(figure: Figure, axes: Axes, points: Sequence[Point], size: float = 8) 
     """
     figure.canvas.draw()
     figure.set_layout_engine("none")
-    inside = axes.get_window_extent().padded(-MARGIN)
-    marks = [mark(axes, point) for point in points]
-    names: list[Bbox] = []
-    lines: list[tuple[Place, Place]] = []
+    inside = np.array(axes.get_window_extent().padded(-MARGIN).extents)
+    marks = np.array([mark(axes, point) for point in points])
+    names, starts, ends = np.zeros((0, 4)), np.zeros((0, 2)), np.zeros((0, 2))
     for point in sorted(points, key=lambda p: (-p.y, p.x, p.text)):
-        across, up = axes.transData.transform((point.x, point.y)).tolist()
+        at = np.array(axes.transData.transform((point.x, point.y)))
         name = axes.annotate(
             point.text, (point.x, point.y), (0, 0), textcoords="offset points", va="bottom", fontsize=size
         )
         extent = name.get_window_extent()
-        best, least = Bbox.from_bounds(across + MARK, up + MARK, extent.width, extent.height), math.inf
-        for box in candidates((across, up), extent.width, extent.height, inside):
-            if any(box.padded(MARGIN).overlaps(other) for other in (*names, *marks)):
-                continue
-            line = ((across, up), nearest(box, (across, up)))
-            crossings = sum(crosses(*line, other) for other in names) + sum(crosses(*other, box) for other in lines)
-            if crossings < least:
-                best, least = box, crossings
-            if not crossings:
-                break
-        names.append(best)
-        scale = 72 / figure.dpi
-        name.set_position(((best.x0 - across) * scale, (best.y0 - up) * scale))
-        end = nearest(best, (across, up))
-        if math.dist((across, up), end) > NEAR:
-            lines.append(((across, up), end))
-            axes.annotate(
-                "",
-                (point.x, point.y),
-                ((end[0] - across) * scale, (end[1] - up) * scale),
-                textcoords="offset points",
-                arrowprops={"arrowstyle": "-", "color": point.colour, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 0},
-            )
+        boxes = candidates(at, extent.width, extent.height, inside)
+        near = nearest(boxes, at)
+        over = overlap(boxes, np.concatenate([names, marks])).sum(axis=1)
+        crossings = crosses(at, near[:, None], names).sum(axis=1) + crosses(starts, ends, boxes[:, None]).sum(axis=1)
+        best = int(np.lexsort((np.arange(len(boxes)), crossings, over))[0])  # the first of those with fewest
+        names = np.concatenate([names, boxes[best : best + 1]])
+        away = (near[best] - at) * 72 / figure.dpi
+        name.set_position(tuple((boxes[best, :2] - at) * 72 / figure.dpi))
+        if np.hypot(*(near[best] - at)) > NEAR:
+            starts, ends = np.vstack([starts, at]), np.vstack([ends, near[best]])
+            line = {"arrowstyle": "-", "color": point.colour, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 0}
+            axes.annotate("", (point.x, point.y), tuple(away), textcoords="offset points", arrowprops=line)
 
 
-def candidates(at: Place, width: float, height: float, inside: Bbox) -> Iterator[Bbox]:
+def candidates(at: Floats, width: float, height: float, inside: Floats) -> Floats:
     """Boxes of a size within the axes: in rings around a point, then anywhere, the nearest first."""
-    for ring in RINGS:
-        for x, y in DIRECTIONS:
-            left, low = at[0] + x * (ring + width / 2) - width / 2, at[1] + y * (ring + height / 2) - height / 2
-            if left >= inside.x0 and left + width <= inside.x1 and low >= inside.y0 and low + height <= inside.y1:
-                yield Bbox.from_bounds(left, low, width, height)
-    grid = [
-        Bbox.from_bounds(inside.x0 + column * width / 3, inside.y0 + row * (height + MARGIN), width, height)
-        for column in range(int(3 * (inside.width - width) / max(width, 1)) + 1)
-        for row in range(int((inside.height - height) / (height + MARGIN)) + 1)
-    ]
-    yield from sorted(grid, key=lambda box: (math.dist(at, nearest(box, at)), box.x0, box.y0))
+    half = np.array([width, height]) / 2
+    directions = np.stack([np.cos(TURNS), np.sin(TURNS)], axis=-1)
+    centres = at + directions * (np.array(RINGS)[:, None, None] + half)
+    rings = np.concatenate([centres - half, centres + half], axis=-1).reshape(-1, 4)
+    rings = rings[(rings[:, :2] >= inside[:2]).all(axis=1) & (rings[:, 2:] <= inside[2:]).all(axis=1)]
+    left = np.arange(inside[0], max(inside[2] - width, inside[0]) + 1, max(width / 3, 1))
+    low = np.arange(inside[1], max(inside[3] - height, inside[1]) + 1, height + MARGIN)
+    corners = np.stack(np.meshgrid(left, low), axis=-1).reshape(-1, 2)
+    grid = np.concatenate([corners, corners + 2 * half], axis=-1)
+    distance = np.hypot(*(nearest(grid, at) - at).T)
+    return np.concatenate([rings, grid[np.argsort(distance, kind="stable")]])
 
 
-def mark(axes: Axes, point: Point) -> Bbox:
+def mark(axes: Axes, point: Point) -> Floats:
     """Where a point and its error bar are drawn."""
-    left, low = axes.transData.transform((point.x, point.y - point.spread))
-    right, high = axes.transData.transform((point.x, point.y + point.spread))
-    return Bbox.from_extents(left - MARK, low - MARK, right + MARK, high + MARK)
+    ends = axes.transData.transform([(point.x, point.y - point.spread), (point.x, point.y + point.spread)])
+    return np.concatenate([ends[0] - MARK, ends[1] + MARK])
 
 
-def nearest(box: Bbox, at: Place) -> Place:
-    """The place of a box that is nearest to another."""
-    return (min(max(at[0], box.x0), box.x1), min(max(at[1], box.y0), box.y1))
+def nearest(boxes: Floats, at: Floats) -> Floats:
+    """The place of every box that is nearest to another."""
+    return np.clip(at, boxes[..., :2], boxes[..., 2:])
 
 
-def crosses(start: Place, end: Place, box: Bbox) -> bool:
-    """Whether a line passes through a box (its slabs are cut one after the other)."""
-    first, last = 0.0, 1.0
-    for begin, to, low, high in ((start[0], end[0], box.x0, box.x1), (start[1], end[1], box.y0, box.y1)):
-        if begin == to:
-            if not low < begin < high:
-                return False
-            continue
-        near, far = sorted(((low - begin) / (to - begin), (high - begin) / (to - begin)))
-        first, last = max(first, near), min(last, far)
-    return first < last
+def overlap(boxes: Floats, others: Floats) -> NDArray[np.bool_]:
+    """Whether a box (first axis) and another (second axis) lie over each other, or nearly."""
+    low = boxes[:, None, :2] - MARGIN < others[:, 2:]
+    high = boxes[:, None, 2:] + MARGIN > others[:, :2]
+    return np.asarray((low & high).all(axis=-1))
+
+
+def crosses(start: Floats, end: Floats, box: Floats) -> NDArray[np.bool_]:
+    """Whether a line passes through a box, of every pair: what lies within left and right, and low and high."""
+    way = np.where(end == start, 1e-9, end - start)
+    one, other = (box[..., :2] - start) / way, (box[..., 2:] - start) / way
+    first = np.maximum(np.minimum(one, other).max(axis=-1), 0)
+    last = np.minimum(np.maximum(one, other).min(axis=-1), 1)
+    return np.asarray(first < last)

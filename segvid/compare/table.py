@@ -59,8 +59,8 @@ def main_table(results: dict[str, Any], hidden: tuple[str, ...] = ()) -> tuple[l
         known = [any(seed["status"] == "done" for seed in row["seeds"]) for row in rows]
         scores, best = [], []
         for row, section in zip(rows, sections, strict=True):
-            finished = [r["mIoU"] for r in section if r["status"] == "done" and r["mIoU"]]  # 0 is no best
-            best.append(row["status"] == "done" and row["mIoU"] == max(finished, default=None))
+            top = max((r["mIoU"] or 0 for r in section if r["status"] == "done"), default=0)
+            best.append(row["status"] == "done" and top > 0 and row["mIoU"] == top)
             scores.append(score(row))
         first = next((row for row, there in zip(rows, known, strict=True) if there), None)
         figures = [] if first is None else [cell(first, *c) for c in shown]
