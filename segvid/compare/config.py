@@ -1,17 +1,23 @@
 """The file that describes a comparison, and the single runs that follow from it."""
 
-import hashlib
+import contextlib
 import json
 import re
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from itertools import product
 from pathlib import Path
-from typing import Any
-
-from jsonargparse import ArgumentParser
+from typing import TYPE_CHECKING, Any
 
 from segvid.errors import UserError
+from segvid.files import checked
+from segvid.text import plain, slug
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+
+WHOLE = {"extra": "forbid"}  # a field that is misspelt is said
 
 
 @dataclass
@@ -29,6 +35,8 @@ class Head:
     name: str | None = None
     overrides: dict[str, Any] = field(default_factory=dict)
     checkpoint: str | None = None
+
+    __pydantic_config__ = WHOLE
 
 
 @dataclass
@@ -48,7 +56,7 @@ class Comparison:
     """
 
     recipe: str
-    heads: list[str | Head]
+    heads: list[Head]
     title: str = "Comparison of attention heads"
     seeds: list[int] = field(default_factory=lambda: [0])
     budget: dict[str, int] = field(default_factory=dict)
@@ -56,6 +64,22 @@ class Comparison:
     variants: dict[str, dict[str, Any]] = field(default_factory=dict)
     output: str = "runs/compare/comparison"
     images: int = 4
+
+    __pydantic_config__ = WHOLE
+
+
+# For the command line. Bare lists and mappings: where a type says Any, jsonargparse imports what a class_path names.
+KINDS: dict[str, object] = {
+    "recipe": str,
+    "heads": list[str | dict],  # type: ignore[type-arg]
+    "title": str,
+    "seeds": list[int],
+    "budget": dict,
+    "overrides": dict,
+    "variants": dict,
+    "output": str,
+    "images": int,
+}
 
 
 @dataclass(frozen=True)
@@ -69,7 +93,9 @@ class Run:
         words: configuration of `fit`, without the command.
         checkpoint: evaluated instead of training.
         folder: of the run.
-        fingerprint: changes when anything that the result depends on changes.
+        made_from: what its result depends on (see `segvid.compare.fingerprint`).
+        fingerprint: of that.
+        problem: why it cannot be run.
     """
 
     name: str
@@ -78,12 +104,28 @@ class Run:
     words: tuple[str, ...]
     checkpoint: str | None
     folder: Path
-    fingerprint: str
+    made_from: dict[str, Any] = field(default_factory=dict)
+    fingerprint: str = ""
+    problem: str | None = None
 
     @property
     def label(self) -> str:
         """Name, variant and seed."""
         return ", ".join(part for part in (self.name, self.variant, f"seed {self.seed}") if part)
+
+
+def option_parser() -> "ArgumentParser":
+    """The options of `segvid compare`: what a comparison's file holds."""
+    from jsonargparse import ArgumentParser
+
+    described = dict(re.findall(r"^ {8}(\w+): (.+)$", Comparison.__doc__ or "", flags=re.MULTILINE))
+    parser = ArgumentParser(prog="segvid compare", exit_on_error=False, description="Compares heads, and reports.")
+    parser.add_argument("--config", action="config", help="file of the comparison (configs/compare/*.yaml)")
+    for option in fields(Comparison):
+        default = option.default if option.default_factory is MISSING else option.default_factory()
+        default = None if default is MISSING else default
+        parser.add_argument(f"--{option.name}", type=KINDS[option.name], default=default, help=described[option.name])
+    return parser
 
 
 def parse(words: Sequence[str]) -> tuple[Comparison, Path]:
@@ -92,58 +134,61 @@ def parse(words: Sequence[str]) -> tuple[Comparison, Path]:
     Raises:
         UserError: unknown option, missing file, nothing to compare.
     """
-    parser = ArgumentParser(prog="segvid compare", exit_on_error=False, description=Comparison.__doc__)
-    parser.add_argument("--config", action="config", help="file of the comparison (configs/compare/*.yaml)")
-    parser.add_class_arguments(Comparison)
     try:
-        options = parser.parse_args(list(words))
+        options = option_parser().parse_args(list(words)).as_dict()
+    except RecursionError as error:
+        raise UserError("the comparison's file is nested too deeply.") from error
     except Exception as error:
-        raise UserError(" ".join(str(error).split())[:600]) from error
-    if not options.config:
+        raise UserError(plain(" ".join(str(error).split()))[:600]) from error
+    files = options.pop("config")
+    if not files:
         raise UserError("name the comparison's file: segvid compare --config configs/compare/quickstart.yaml")
-    base = Path(str(options.config[0])).resolve().parent
-    values = parser.instantiate_classes(options).as_dict()
-    values.pop("config")
-    heads = [Head(**h) if isinstance(h, dict) else h for h in values.pop("heads")]
-    comparison = Comparison(heads=heads, **values)
+    values = {name: value for name, value in options.items() if value is not None}
+    if isinstance(values.get("heads"), list):
+        values["heads"] = [{"config": head} if isinstance(head, str) else head for head in values["heads"]]
+    comparison = checked(values, Comparison, plain(files[-1]))
     if not comparison.heads or not comparison.seeds:
         raise UserError("a comparison needs at least one head and one seed.")
     if set(comparison.budget) - {"max_steps", "max_epochs"} or len(comparison.budget) > 1:
         raise UserError(f"budget is {comparison.budget}; give max_steps or max_epochs.")
-    return comparison, base
+    return comparison, Path(str(files[0])).resolve().parent
 
 
 def plan(comparison: Comparison, base: Path) -> list[Run]:
     """The runs of a comparison, seed by seed, so that an interrupted one has a row for every head early.
 
     Raises:
-        UserError: a file does not exist, or two rows have one name.
+        UserError: a file does not exist, or two rows have one name or one folder.
     """
     recipe = find(comparison.recipe, base, "recipe")
-    heads = [Head(config=head) if isinstance(head, str) else head for head in comparison.heads]
-    names = [head.name or Path(head.config).stem for head in heads]
-    twice = {name for name in names if names.count(name) > 1}
+    heads = [(head.name or Path(head.config).stem, head) for head in comparison.heads]
+    twice = repeated([name for name, _ in heads])
     if twice:
-        raise UserError(f"several rows are named {', '.join(sorted(twice))}: give each a name of its own.")
-    variants = comparison.variants or {"": {}}
+        raise UserError(f"several rows are named {', '.join(twice)}: give each a name of its own.")
+    if len(set(comparison.seeds)) < len(comparison.seeds):
+        raise UserError(f"seeds is {comparison.seeds}: each only once.")
     runs = []
     for seed, (variant, options), (name, head) in product(
-        comparison.seeds, variants.items(), zip(names, heads, strict=True)
+        comparison.seeds, (comparison.variants or {"": {}}).items(), heads
     ):
-        file = find(head.config, base, f"head {name}")
+        file = find(head.config, base, f"head {plain(name)}")
         words = ["--config", str(recipe), "--config", str(file), f"--seed_everything={seed}"]
         words += [f"--{key}={as_word(value)}" for key, value in budget_options(comparison.budget).items()]
         overrides = comparison.overrides | options | head.overrides
         words += [f"--{key}={as_word(value)}" for key, value in overrides.items()]
-        checkpoint = None if head.checkpoint is None else str(find(head.checkpoint, base, f"checkpoint of {name}"))
-        place = re.sub(r"[^A-Za-z0-9._=-]+", "_", f"{name}-{variant}" if variant else name)
-        content = [recipe.read_text(), file.read_text(), *words[4:], checkpoint or "", comparison.images]
-        if checkpoint is not None:
-            content.append(Path(checkpoint).stat().st_mtime_ns)  # it may be trained anew at the same place
-        fingerprint = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+        checkpoint = head.checkpoint and str(find(head.checkpoint, base, f"checkpoint of {plain(name)}"))
+        place = f"{slug(name)}-{slug(variant)}" if variant else slug(name)
         folder = Path(comparison.output) / "runs" / f"{place}-seed{seed}"
-        runs.append(Run(name, variant, seed, tuple(words), checkpoint, folder, fingerprint))
+        runs.append(Run(name, variant, seed, tuple(words), checkpoint, folder))
+    twice = repeated([run.folder.name.lower() for run in runs])  # some file systems know no capitals
+    if twice:
+        raise UserError(f"several rows would have the folder {', '.join(twice)}: give them other names.")
     return runs
+
+
+def repeated(names: Sequence[str]) -> list[str]:
+    """Names that occur more than once, as text."""
+    return [plain(name) for name, count in sorted(Counter(names).items()) if count > 1]
 
 
 def budget_options(budget: dict[str, int]) -> dict[str, Any]:
@@ -171,6 +216,7 @@ def find(file: str, base: Path, what: str) -> Path:
         UserError: it is in neither.
     """
     for path in (base / file, Path(file)):
-        if path.is_file():
-            return path.resolve()
+        with contextlib.suppress(ValueError):  # no path at all: a NUL in it
+            if path.is_file():
+                return path.resolve()
     raise UserError(f"there is no file {file!r} ({what}), neither from {base} nor from here.")

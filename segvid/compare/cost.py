@@ -1,11 +1,11 @@
 """What the models of a comparison cost: parameters, floating-point operations, latency and memory of one image.
 
-`python -m segvid.compare.cost SPEC.json`: all models in one process, timed in turns, so that a busy machine slows all
-of them alike. On a CPU the time is the process's CPU time on one thread; on a GPU it is the time between two events.
+`python -m segvid.compare.cost SPEC.json PARENT`: all models in one process, timed in turns, so that a busy machine
+slows all of them alike. On a CPU the time is the process's CPU time on one thread; on a GPU it is the time between two
+events.
 """
 
 import copy
-import json
 import statistics
 import sys
 import time
@@ -19,7 +19,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from segvid.attention.functional import counting
-from segvid.compare.run import write_json
+from segvid.compare.processes import end_with_parent, leave_signals_to_parent
+from segvid.compare.records import CostSpec
+from segvid.errors import user_message
+from segvid.files import read_json, write_json
 from segvid.training import SegvidCLI, prepare
 
 ROUNDS = 9
@@ -27,13 +30,13 @@ ROUNDS = 9
 
 def main(spec_file: str) -> int:
     """Measures every model of the specification that can be built; writes its `output`."""
-    spec = json.loads(Path(spec_file).read_text())
+    spec = read_json(Path(spec_file), CostSpec)
     prepare()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     models: dict[str, nn.Module] = {}
     images: dict[str, Tensor] = {}
     results: dict[str, dict[str, Any]] = {}
-    for name, words in spec["rows"].items():
+    for name, words in spec.rows.items():
         try:
             cli = SegvidCLI(run=False, save_config_callback=None, args=[*words, "--trainer.logger=false"])
             sample = cli.datamodule.dataset("val", augmented=False)[0]["image"]
@@ -41,7 +44,8 @@ def main(spec_file: str) -> int:
             images[name] = sample.unsqueeze(0).to(device)
             results[name] = count(models[name], images[name])
         except Exception as error:
-            results[name] = {"reason": f"{type(error).__name__}: {error}".splitlines()[0][:300]}
+            reason = user_message(error) or f"{type(error).__name__}: {error}".splitlines()[0][:300]
+            results[name] = {"reason": reason}
             models.pop(name, None)
     torch.set_num_threads(1)
     times: dict[str, list[float]] = {name: [] for name in models}
@@ -51,9 +55,9 @@ def main(spec_file: str) -> int:
                 times[name].append(milliseconds(model, images[name]))
         for name, model in models.items():
             results[name]["latency_ms"] = statistics.median(times[name][1:])
-            results[name]["memory_mb"] = peak_memory_mb(model, images[name])
+            results[name]["memory_mb"] = forward_memory_mb(model, images[name])
     kind = torch.cuda.get_device_name() if device.type == "cuda" else "CPU, one thread, CPU time"
-    write_json(Path(spec["output"]), {"device": kind, "torch": torch.__version__, "rows": results})
+    write_json(Path(spec.output), {"device": kind, "torch": torch.__version__, "rows": results})
     return 0
 
 
@@ -95,7 +99,7 @@ def milliseconds(model: nn.Module, image: Tensor) -> float:
     return 1e3 * (time.process_time() - before)
 
 
-def peak_memory_mb(model: nn.Module, image: Tensor) -> float:
+def forward_memory_mb(model: nn.Module, image: Tensor) -> float:
     """Largest memory that one forward holds at a time beyond parameters and image."""
     if image.device.type == "cuda":
         torch.cuda.synchronize()
@@ -117,4 +121,6 @@ def peak_memory_mb(model: nn.Module, image: Tensor) -> float:
 
 
 if __name__ == "__main__":
+    end_with_parent(int(sys.argv[2]))
+    leave_signals_to_parent()
     sys.exit(main(sys.argv[1]))

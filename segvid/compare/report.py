@@ -2,11 +2,10 @@
 
 import csv
 import io
-import json
 import os
-import re
 import statistics
 from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,12 +14,15 @@ from rich.table import Table
 from rich.text import Text
 
 import segvid
-from segvid.compare.charts import Section, draw_section, draw_sheet
+from segvid.compare.charts import draw_section
 from segvid.compare.config import Comparison, Run
+from segvid.compare.markdown import markdown_report
 from segvid.compare.page import html_page
-from segvid.compare.table import by_variant, distance_table, facts, main_table
-from segvid.files import write_whole
+from segvid.compare.records import read_cost, read_result
+from segvid.compare.table import NOT_RUN, by_variant, main_table, numbered
+from segvid.files import write_json, write_text
 from segvid.provenance import commit
+from segvid.text import cell, plain
 
 CONVENTIONS = (
     "mIoU: mean and, over several seeds, standard deviation (n - 1), from one confusion matrix over the whole "
@@ -35,32 +37,36 @@ CONVENTIONS = (
 def gather(comparison: Comparison, runs: Sequence[Run], command: str) -> dict[str, Any]:
     """All that is known of a comparison so far: facts, and one row for every head with its seeds."""
     output = Path(comparison.output)
-    cost_file = output / "cost.json"
-    cost = json.loads(cost_file.read_text()) if cost_file.is_file() else {"rows": {}, "device": None, "torch": None}
+    cost = read_cost(output)
     rows = []
     for variant, name in dict.fromkeys((run.variant, run.name) for run in runs):
         seeds = []
         for run in runs:
             if (run.variant, run.name) != (variant, name):
                 continue
-            file = run.folder / "result.json"
-            result = json.loads(file.read_text()) if file.is_file() else None
-            if result is None or result["fingerprint"] != run.fingerprint:
-                result = {"name": name, "seed": run.seed, "status": "not run yet"}
+            result = read_result(run.folder)
+            if run.problem is not None:
+                result = {"name": name, "seed": run.seed, "status": "failed", "reason": run.problem}
+            elif result is None or result["fingerprint"] != run.fingerprint:
+                result = {"name": name, "seed": run.seed, "status": NOT_RUN}
+            elif run.checkpoint is not None:  # it may have been moved since
+                result["checkpoint"] = run.checkpoint
             seeds.append(result | {"folder": os.path.relpath(run.folder, output)})
-        rows.append({"variant": variant} | summarise(name, seeds, cost["rows"].get(name, {})))
+        costs = asdict(cost.rows[name]) if name in cost.rows else {}
+        rows.append({"variant": variant} | summarise(name, seeds, costs))
     return {
         "title": comparison.title,
         "created": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "command": command,
         "segvid": segvid.__version__,
         "commit": commit(),
-        "torch": cost["torch"],
-        "cost_device": cost["device"],
+        "torch": cost.torch,
+        "cost_device": cost.device,
         "recipe": comparison.recipe,
         "budget": comparison.budget,
         "overrides": comparison.overrides,
         "variants": comparison.variants,
+        "images": comparison.images,
         "conventions": CONVENTIONS,
         "rows": rows,
     }
@@ -71,7 +77,7 @@ def summarise(name: str, seeds: list[dict[str, Any]], cost: dict[str, Any]) -> d
     done = [seed for seed in seeds if seed["status"] == "done"]
     row: dict[str, Any] = {"name": name, "seeds": seeds, "status": "done"}
     if len(done) < len(seeds):
-        missing = next(seed for seed in seeds if seed["status"] != "done")
+        missing = min((seed for seed in seeds if seed["status"] != "done"), key=lambda seed: seed["status"] == NOT_RUN)
         row["status"], row["reason"] = missing["status"], missing.get("reason")
     for key in ("parameters_m", "gflops", "input", "latency_ms", "memory_mb"):
         row[key] = cost.get(key)
@@ -80,7 +86,8 @@ def summarise(name: str, seeds: list[dict[str, Any]], cost: dict[str, Any]) -> d
     for key in ("mIoU", "mAcc", "aAcc", "mDice", "fwIoU", "train_seconds", "images_per_second", "train_memory_mb"):
         values = [seed[key] for seed in done if seed.get(key) is not None]
         row[key] = statistics.mean(values) if values else None
-    row["mIoU_std"] = statistics.stdev([seed["mIoU"] for seed in done]) if len(done) > 1 else None
+    scores = [seed["mIoU"] for seed in done if seed["mIoU"] is not None]
+    row["mIoU_std"] = statistics.stdev(scores) if len(scores) > 1 else None
     row["class_names"] = done[0]["class_names"] if done else None
     row["head"] = done[0]["head"] if done else None
     columns = zip(*(seed["iou"] for seed in done), strict=True)
@@ -105,125 +112,45 @@ def mean_of_known(values: Sequence[float | None]) -> float | None:
 
 def write_report(results: dict[str, Any], output: Path) -> None:
     """Writes the four files; each whole or not at all."""
-    sections = [draw_section(rows, output) for rows in by_variant(results["rows"])]
-    write(output / "results.json", json.dumps(results, indent=1) + "\n")
-    write(output / "results.csv", csv_text(results))
-    write(output / "report.md", markdown(results, sections, output))
-    write(output / "report.html", html_page(results, sections))
-
-
-def write(file: Path, text: str) -> None:
-    """Replaces the file in one step."""
-    write_whole(file, lambda partial: partial.write_text(text))
+    sections = [draw_section(rows, output, results["images"]) for rows in by_variant(results["rows"])]
+    write_json(output / "results.json", results)
+    write_text(output / "results.csv", csv_text(results))
+    write_text(output / "report.md", markdown_report(results, sections, output))
+    write_text(output / "report.html", html_page(results, sections))
 
 
 def console_table(results: dict[str, Any]) -> Table:
     """The table for the terminal: what every head reached under every variant, and what it costs."""
-    table = Table(title=results["title"])
+    table = Table(title=Text(plain(results["title"])))
     table.add_column("head", no_wrap=True)
     headings, lines = main_table(results, hidden=("images_per_second", "train_memory_mb"))
     for heading in headings:
-        table.add_column(heading, justify="right")
+        table.add_column(Text(plain(heading)), justify="right")
     for line in lines:
         scores = [
-            text if done else Text(text.split(":")[0], style="red")
-            for text, done in zip(line.scores, line.done, strict=True)
+            Text(plain(text)) if known else Text(plain(text.split(":")[0]), style="red")
+            for text, known in zip(line.scores, line.known, strict=True)
         ]
-        table.add_row(line.name, *scores, *line.figures)
+        table.add_row(Text(plain(line.name)), *scores, *line.figures)
     return table
 
 
 def csv_text(results: dict[str, Any]) -> str:
     """One line for every head and seed, with every class."""
-    names: list[str] = next((row["class_names"] for row in results["rows"] if row["class_names"]), [])
-    plain = ["mIoU", "mAcc", "aAcc", "mDice", "fwIoU", "steps", "train_seconds", "images_per_second", "train_memory_mb"]
+    classes = dict.fromkeys(name for row in results["rows"] for name in numbered(row["class_names"] or []))
+    plain_figures = ["mIoU", "mAcc", "aAcc", "mDice", "fwIoU", "steps"]
+    plain_figures += ["train_seconds", "images_per_second", "train_memory_mb"]
     cost = ["parameters_m", "gflops", "latency_ms", "memory_mb"]
     text = io.StringIO()
     writer = csv.writer(text)
-    writer.writerow(
-        ["name", "variant", "seed", "status", *plain, *cost, *(f"IoU {name}" for name in names), "checkpoint", "reason"]
-    )
+    names = [f"IoU {name}" for name, _ in classes]
+    header = ["name", "variant", "seed", "status", *plain_figures, *cost, *names, "checkpoint", "reason"]
+    writer.writerow([cell(name) for name in header])
     for row in results["rows"]:
         for seed in row["seeds"]:
-            figures = [seed.get(key) for key in plain] + [row.get(key) for key in cost]
-            classes = seed.get("iou") or [None] * len(names)
-            writer.writerow(
-                [
-                    row["name"],
-                    row["variant"],
-                    seed["seed"],
-                    seed["status"],
-                    *figures,
-                    *classes,
-                    seed.get("checkpoint"),
-                    seed.get("reason"),
-                ]
-            )
+            known = dict(zip(numbered(seed.get("class_names", [])), seed.get("iou", []), strict=True))
+            values = [row["name"], row["variant"], seed["seed"], seed["status"]]
+            values += [seed.get(key) for key in plain_figures] + [row.get(key) for key in cost]
+            values += [known.get(name) for name in classes] + [seed.get("checkpoint"), seed.get("reason")]
+            writer.writerow([cell(value) if isinstance(value, str) else value for value in values])
     return text.getvalue()
-
-
-def markdown(results: dict[str, Any], sections: Sequence[Section], output: Path) -> str:
-    """The report for a repository; its pictures are files beside it."""
-    folder = output / "pictures"
-    folder.mkdir(exist_ok=True)
-    headings, table = main_table(results)
-    lines = [f"# {results['title']}", "", *(f"- {fact}" for fact in facts(results)), ""]
-    lines += ["| head | " + " | ".join(headings) + " |", "|---" + "|---:" * len(headings) + "|"]
-    for line in table:
-        cells = [markdown_cell(text) for text in (line.name, *line.scores, *line.figures)]
-        cells += [""] * (len(headings) + 1 - len(cells))
-        lines.append("| " + " | ".join(cells) + " |")
-    lines += ["", results["conventions"], ""]
-    for section in sections:
-        variant = section.rows[0]["variant"]
-        level = "##"
-        if variant:
-            lines += [f"## {variant}", ""]
-            level = "###"
-        if any(row["distance"] for row in section.rows):
-            lines += [
-                f"{level} Accuracy by distance to what decides the label, %",
-                "",
-                *distance_lines(section.rows),
-                "",
-            ]
-        lines += [f"{level} IoU of every class, %", "", *class_lines(section.rows), ""]
-        for title, content in section.charts.items():
-            file = folder / (re.sub(r"[^A-Za-z0-9._=-]+", "_", f"{variant} {title}".strip()) + ".png")
-            file.write_bytes(content)
-            lines += [f"![{title}](pictures/{file.name})", ""]
-        if section.pictures:
-            file = folder / (re.sub(r"[^A-Za-z0-9._=-]+", "_", f"{variant} predictions".strip()) + ".png")
-            file.write_bytes(draw_sheet(section.pictures))
-            lines += [
-                f"{level} The same validation images, predicted by every head",
-                "",
-                f"![](pictures/{file.name})",
-                "",
-            ]
-    return "\n".join(lines).rstrip() + "\n"
-
-
-def distance_lines(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """A Markdown table of the accuracy of every head (rows) at every distance (columns)."""
-    starts, lines = distance_table(rows)
-    table = ["| head | " + " | ".join(starts) + " |", "|---" + "|---:" * len(starts) + "|"]
-    return table + [f"| {markdown_cell(name)} | " + " | ".join(cells) + " |" for name, cells in lines]
-
-
-def class_lines(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """A Markdown table of the IoU of every class (rows) under every head (columns)."""
-    rows = [row for row in rows if row["iou"]]
-    if not rows:
-        return []
-    names = " | ".join(markdown_cell(row["name"]) for row in rows)
-    lines = [f"| class | {names} |", "|---" + "|---:" * len(rows) + "|"]
-    for index, name in enumerate(rows[0]["class_names"]):
-        cells = ["-" if row["iou"][index] is None else f"{100 * row['iou'][index]:.1f}" for row in rows]
-        lines.append(f"| {markdown_cell(name)} | " + " | ".join(cells) + " |")
-    return lines
-
-
-def markdown_cell(text: str) -> str:
-    """The text as one cell of a Markdown table."""
-    return " ".join(text.split()).replace("|", "\\|")

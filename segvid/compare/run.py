@@ -1,11 +1,11 @@
-"""One run of a comparison in a process of its own: `python -m segvid.compare.run SPEC.json`.
+"""One run of a comparison in a process of its own: `python -m segvid.compare.run SPEC.json PARENT`.
 
 A process of its own, because then a head that fails, or that the system kills for its memory, is one row of the table
 and not the end of the comparison; because each starts from the same state; and because it is the same program that
 `segvid fit` runs.
 """
 
-import json
+import os
 import sys
 import time
 from dataclasses import asdict
@@ -18,13 +18,16 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from PIL import Image
 from torch import Tensor
 
+from segvid.compare.processes import end_with_parent, leave_signals_to_parent, taken
+from segvid.compare.records import Spec, read_result
 from segvid.data.reading import IGNORED
 from segvid.data.record import denormalise
 from segvid.errors import UserError, user_message
-from segvid.files import without_nan
+from segvid.files import read_json, write_json
 from segvid.segmentation.attention_maps import attention_maps, mechanisms, overlay
 from segvid.segmentation.clock import peak_memory_mb, training_clock
 from segvid.segmentation.task import SegmentationTask
+from segvid.segmentation.trained import read_checkpoint
 from segvid.training import SegvidCLI, prepare
 
 
@@ -51,41 +54,63 @@ class Progress(Callback):
 
 
 def main(spec_file: str) -> int:
-    """Trains (or loads) and evaluates; writes `result.json`; returns the exit code."""
-    spec = json.loads(Path(spec_file).read_text())
-    folder = Path(spec["folder"])
-    result = {key: spec[key] for key in ("name", "variant", "seed", "fingerprint")} | {"status": "failed"}
+    """Trains (or loads) and evaluates; writes `result.json`; returns the exit code.
+
+    Of a run that is done already only the pictures are made again.
+
+    Raises:
+        UserError: the specification cannot be read, or another process has the run's folder.
+    """
+    spec = read_json(Path(spec_file), Spec)
+    folder = Path(spec.folder)
+    if os.environ.get("LOCAL_RANK", "0") != "0":  # a further process of the same training
+        return run(spec, folder)
+    with taken(folder, wait=10):
+        return run(spec, folder)
+
+
+def run(spec: Spec, folder: Path) -> int:
+    """What `main` does, in a folder that no other process has."""
+    result = {"name": spec.name, "variant": spec.variant, "seed": spec.seed, "fingerprint": spec.fingerprint}
+    known = read_result(folder)
     try:
-        result |= execute(spec, folder)
+        if known is not None and (known["status"], known["fingerprint"]) == ("done", spec.fingerprint):
+            paint(spec, folder)
+            result = known
+        else:
+            result |= {"status": "failed"} | execute(spec, folder)
+        result["images"] = spec.images
     except Exception as error:
         message = user_message(error)
-        result["reason"] = message or f"{type(error).__name__}: {error}".splitlines()[0][:300]
+        reason = message or f"{type(error).__name__}: {error}".splitlines()[0][:300]
+        if known is None:
+            write_json(folder / "result.json", result | {"status": "failed", "reason": reason})
         if message is None:
-            write_json(folder / "result.json", result)
             raise
+        print(message, file=sys.stderr)
+        return 1
     write_json(folder / "result.json", result)
-    return 0 if result["status"] == "done" else 1
+    return 0
 
 
-def execute(spec: dict[str, Any], folder: Path) -> dict[str, Any]:
+def execute(spec: Spec, folder: Path) -> dict[str, Any]:
     """Trains or loads, evaluates, predicts the pictures; gives the figures."""
     prepare()
-    words = list(spec["words"])
     progress = Progress(folder / "progress.json")
     last = folder / "checkpoints" / "last.ckpt"
-    if spec["checkpoint"] is not None:
-        command = ["validate", *words, "--ckpt_path", spec["checkpoint"]]
+    if spec.checkpoint is not None:
+        command = ["validate", *spec.words, "--ckpt_path", spec.checkpoint]
     else:
-        command = ["fit", *words, *(["--ckpt_path", str(last)] if last.is_file() else [])]
+        command = ["fit", *spec.words, *(["--ckpt_path", str(last)] if last.is_file() else [])]
     cli = SegvidCLI(folder, [progress], args=[*command, "--trainer.enable_progress_bar=false"])
     task, data = cli.model, cli.datamodule
     assert isinstance(task, SegmentationTask)
     if "val" not in task.scores:
         raise UserError("the training ended without a validation: check trainer.val_check_interval and the budget.")
-    trained = spec["checkpoint"] is None
+    trained = spec.checkpoint is None
     clock = training_clock(cli.trainer)
     assert clock is not None  # SegvidCLI adds one
-    write_pictures(task, data, folder / "pictures", spec["images"])
+    write_pictures(task, data, folder / "pictures", spec.images)
     return {
         "status": "done",
         "head": type(task.head).__name__,
@@ -98,8 +123,21 @@ def execute(spec: dict[str, Any], folder: Path) -> dict[str, Any]:
         "train_seconds": clock.seconds if trained else None,
         "images_per_second": clock.images_per_second if trained else None,
         "train_memory_mb": peak_memory_mb() if trained else None,
-        "checkpoint": spec["checkpoint"] or str(last),
+        "checkpoint": spec.checkpoint or str(last),
     }
+
+
+def paint(spec: Spec, folder: Path) -> None:
+    """Predicts the pictures anew with the weights that there are.
+
+    Raises:
+        UserError: the weights are not there any more.
+    """
+    prepare()
+    cli = SegvidCLI(run=False, save_config_callback=None, args=[*spec.words, "--trainer.logger=false"])
+    weights = read_checkpoint(Path(spec.checkpoint or folder / "checkpoints" / "last.ckpt"))["state_dict"]
+    cli.model.load_state_dict(weights)
+    write_pictures(cli.model, cli.datamodule, folder / "pictures", spec.images)
 
 
 def write_pictures(task: SegmentationTask, data: Any, folder: Path, count: int) -> None:
@@ -136,13 +174,10 @@ def query_point(mask: Tensor) -> tuple[int, int]:
     return column, row
 
 
-def write_json(file: Path, content: Any) -> None:
-    """Writes the file whole or not at all."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(".partial")
-    partial.write_text(json.dumps(without_nan(content), indent=1) + "\n")
-    partial.replace(file)
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    end_with_parent(int(sys.argv[2]))
+    leave_signals_to_parent()
+    try:
+        sys.exit(main(sys.argv[1]))
+    except UserError as problem:
+        sys.exit(str(problem))

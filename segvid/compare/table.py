@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+NOT_RUN = "not run yet"  # status
 # key, heading, digits, factor
 MIOU = ("mIoU", "mIoU %", 2, 100.0)
 # the same of what a head costs; under several variants that of the first
@@ -34,15 +35,15 @@ class Line:
 
     Args:
         name: of the head.
-        scores: mIoU under every variant, or why there is none.
-        done: whether it is there.
-        best: whether it is the best of all heads.
-        figures: the other cells; none where no variant is done.
+        scores: mIoU under every variant, of how many seeds if not of all, or why there is none.
+        known: whether there is one.
+        best: whether it is the best of all heads whose seeds are all done.
+        figures: the other cells; none where nothing is done.
     """
 
     name: str
     scores: list[str]
-    done: list[bool]
+    known: list[bool]
     best: list[bool]
     figures: list[str]
 
@@ -55,17 +56,42 @@ def main_table(results: dict[str, Any], hidden: tuple[str, ...] = ()) -> tuple[l
     lines = []
     for name in dict.fromkeys(row["name"] for row in results["rows"]):
         rows = [row for row in results["rows"] if row["name"] == name]
-        done = [row["status"] == "done" for row in rows]
+        known = [any(seed["status"] == "done" for seed in row["seeds"]) for row in rows]
         scores, best = [], []
         for row, section in zip(rows, sections, strict=True):
-            finished = [r["mIoU"] for r in section if r["status"] == "done"]
-            best.append(row["status"] == "done" and row["mIoU"] == max(finished))
-            reason = f"{row['status']}: {row['reason']}" if row.get("reason") else row["status"]
-            scores.append(cell(row, *MIOU) if row["status"] == "done" else reason)
-        known = next((row for row in rows if row["status"] == "done"), None)
-        figures = [] if known is None else [cell(known, *c) for c in shown]
-        lines.append(Line(name, scores, done, best, figures))
+            top = max((r["mIoU"] or 0 for r in section if r["status"] == "done"), default=0)
+            best.append(row["status"] == "done" and top > 0 and row["mIoU"] == top)
+            scores.append(score(row))
+        first = next((row for row, there in zip(rows, known, strict=True) if there), None)
+        figures = [] if first is None else [cell(first, *c) for c in shown]
+        lines.append(Line(name, scores, known, best, figures))
     return [*names, *(heading for _, heading, _, _ in shown)], lines
+
+
+def score(row: dict[str, Any]) -> str:
+    """mIoU of a row, and what is missing of it."""
+    done = sum(seed["status"] == "done" for seed in row["seeds"])
+    reason = f"{row['status']}: {row['reason']}" if row.get("reason") else row["status"]
+    if not done:
+        return reason
+    text = cell(row, *MIOU)
+    if row["status"] == "done":
+        return text
+    of = f"{done} of {len(row['seeds'])} seeds"
+    return f"{text} ({of})" if row["status"] == NOT_RUN else f"{text} ({of}, {reason})"
+
+
+def class_table(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[tuple[str, list[float | None]]]]:
+    """Names of the heads that have figures, and for every class its IoU under each."""
+    rows = [row for row in rows if row["iou"]]
+    classes = dict.fromkeys(name for row in rows for name in numbered(row["class_names"]))
+    known = [dict(zip(numbered(row["class_names"]), row["iou"], strict=True)) for row in rows]
+    return [row["name"] for row in rows], [(name, [of.get((name, n)) for of in known]) for name, n in classes]
+
+
+def numbered(names: Sequence[str]) -> list[tuple[str, int]]:
+    """Names, each with how often it was there before: two classes may have one name."""
+    return [(name, names[:index].count(name)) for index, name in enumerate(names)]
 
 
 def distance_table(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[tuple[str, list[str]]]]:

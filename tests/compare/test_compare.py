@@ -1,59 +1,25 @@
 """`segvid compare`: what is planned, what is run again, what the report says."""
 
-import functools
 import json
-import os
 import re
-import signal
 import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from segvid.cli import main
-from segvid.compare.charts import Section
-from segvid.compare.command import finished, measure
-from segvid.compare.config import Run, parse, plan
+from segvid.compare.charts import Chart, Section
+from segvid.compare.command import command_line, finished, measure
+from segvid.compare.fingerprint import identified
+from segvid.compare.markdown import markdown_report
 from segvid.compare.page import html_page
-from segvid.compare.report import (
-    console_table,
-    csv_text,
-    markdown,
-    mean_by_distance,
-    mean_of_known,
-    summarise,
-    write_report,
-)
+from segvid.compare.report import console_table, csv_text, mean_by_distance, mean_of_known, summarise, write_report
 from segvid.compare.run import main as run_one
 from segvid.compare.table import main_table
 from segvid.errors import UserError
 from segvid.segmentation.task import SegmentationTask
-
-ROOT = Path(__file__).parent.parent.parent
-HEADS = ROOT / "configs" / "segmentation" / "heads"
-
-
-def write_comparison(folder: Path, heads: str, extra: str = "") -> Path:
-    """A comparison of tiny trainings on DigitScenes."""
-    (folder / "recipe.yaml").write_text(
-        "data: {class_path: DigitScenes, init_args: {train_scenes: 16, val_scenes: 4, batch_size: 4,"
-        " eval_batch_size: 2, size: 48, digits: 2}}\n"
-        "model: {class_path: SegmentationTask, init_args: {backbone: {class_path: ConvNet,"
-        " init_args: {widths: [4, 6, 8]}}, optimizer: {class_path: torch.optim.AdamW, init_args: {lr: 0.003}},"
-        " loss: {class_path: CrossEntropy, init_args: {class_weights: [0.02, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1]}}}}\n"
-        "trainer: {max_epochs: 1}\n"
-    )
-    file = folder / "comparison.yaml"
-    file.write_text(f"recipe: recipe.yaml\nheads:\n{heads}\noutput: {folder / 'out'}\nimages: 2\n{extra}")
-    return file
-
-
-def runs_of(file: Path, *words: str) -> list[Run]:
-    return plan(*parse(["--config", str(file), *words]))
-
+from tests.compare.small import HEADS, ROOT, results_of, runs_of, seed_result, write_comparison
 
 # What is planned
 
@@ -90,38 +56,14 @@ def test_variants_are_run_one_after_the_other(tmp_path: Path) -> None:
     assert runs[3].label == "danet, far, seed 0"
 
 
-def test_the_fingerprint_follows_every_input(tmp_path: Path) -> None:
-    head = tmp_path / "head.yaml"
-    head.write_text((HEADS / "fcn.yaml").read_text())
-    file = write_comparison(tmp_path, "  - head.yaml")
-    first = runs_of(file)[0].fingerprint
-    assert runs_of(file)[0].fingerprint == first
-    others = [runs_of(file, "--seeds=[1]")[0], runs_of(file, "--overrides={a: 1}")[0]]
-    head.write_text(head.read_text() + "# changed\n")
-    others.append(runs_of(file)[0])
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(recipe.read_text() + "# changed\n")
-    others.append(runs_of(file)[0])
-    assert len({first, *(run.fingerprint for run in others)}) == 5
-
-
 def test_only_what_is_done_and_was_made_alike_is_not_run_again(tmp_path: Path) -> None:
-    (run,) = runs_of(write_comparison(tmp_path, f"  - {HEADS / 'fcn.yaml'}"))
+    (run,) = identified(runs_of(write_comparison(tmp_path, f"  - {HEADS / 'fcn.yaml'}")))
     assert finished(run) is None
     run.folder.mkdir(parents=True)
     for status, fingerprint in (("done", run.fingerprint), ("failed", run.fingerprint), ("done", "another")):
-        (run.folder / "result.json").write_text(json.dumps({"status": status, "fingerprint": fingerprint}))
+        result = seed_result(0.5, [0.5, 0.5], fingerprint=fingerprint) | {"status": status, "reason": "none"}
+        (run.folder / "result.json").write_text(json.dumps(result))
         assert (finished(run) is not None) == ((status, fingerprint) == ("done", run.fingerprint))
-
-
-def test_a_checkpoint_that_is_trained_anew_is_evaluated_anew(tmp_path: Path) -> None:
-    checkpoint = tmp_path / "last.ckpt"
-    checkpoint.touch()
-    file = write_comparison(tmp_path, f"  - {{config: {HEADS / 'fcn.yaml'}, checkpoint: last.ckpt}}")
-    (run,) = runs_of(file)
-    assert run.checkpoint == str(checkpoint)
-    os.utime(checkpoint, (1, 1))
-    assert runs_of(file)[0].fingerprint != run.fingerprint
 
 
 def test_the_cost_is_measured_again_when_a_model_changes_or_could_not_be_built(
@@ -139,15 +81,20 @@ def test_the_cost_is_measured_again_when_a_model_changes_or_could_not_be_built(
         return 0
 
     monkeypatch.setattr(subprocess, "call", process)
-    measure(runs_of(file), tmp_path)
-    measure(runs_of(file), tmp_path)
+    measure(identified(runs_of(file)), tmp_path)
+    measure(identified(runs_of(file)), tmp_path)
     assert len(calls) == 1
-    head.write_text(head.read_text() + "# changed\n")
+    head.write_text((HEADS / "danet.yaml").read_text())
     rows["head"] = {"reason": "no memory"}
-    measure(runs_of(file), tmp_path)
+    measure(identified(runs_of(file)), tmp_path)
     assert len(calls) == 2
-    measure(runs_of(file), tmp_path)
+    measure(identified(runs_of(file)), tmp_path)
     assert len(calls) == 3
+    rows["head"] = {"gflops": 1.0}
+    for content in ("[]", "null", '"x"', '{"rows": []}', '{"rows": {"head": 1}}', '{"ro'):
+        (tmp_path / "cost.json").write_text(content)
+        measure(identified(runs_of(file)), tmp_path)
+    assert len(calls) == 9
 
 
 @pytest.mark.parametrize(
@@ -159,6 +106,8 @@ def test_the_cost_is_measured_again_when_a_model_changes_or_could_not_be_built(
         ("images: 2 -> budget: {max_time: 2}", "give max_steps or max_epochs"),
         ("images: 2 -> seeds: []", "at least one head and one seed"),
         ("images: 2 -> seeds: many", "seeds"),
+        ("images: 2 -> variants: {near: 3}", "variants.near"),
+        ("images: 2 -> overrides: {a: " + 5000 * "[" + 5000 * "]" + "}", "nested too deeply"),
     ],
 )
 def test_mistakes_in_the_file(change: str, message: str, tmp_path: Path) -> None:
@@ -175,6 +124,28 @@ def test_two_rows_of_one_name(tmp_path: Path) -> None:
         runs_of(file)
 
 
+def test_two_rows_of_one_folder(tmp_path: Path) -> None:
+    head = HEADS / "fcn.yaml"
+    apart = [f"  - {{name: {name!r}, config: {head}}}" for name in ("a b", "a_b", "A_b", "a/b", "./a")]
+    folders = [run.folder.name.lower() for run in runs_of(write_comparison(tmp_path, "\n".join(apart)))]
+    assert len(set(folders)) == len(apart)
+    heads = f"  - {{name: a, config: {head}}}\n  - {{name: a-b, config: {head}}}"
+    file = write_comparison(tmp_path, heads, "variants: {c: {}, b-c: {}}\n")
+    with pytest.raises(UserError, match="several rows would have the folder a-b-c-seed0"):
+        runs_of(file)
+    with pytest.raises(UserError, match="each only once"):
+        runs_of(file, "--seeds=[1, 1]")
+
+
+def test_a_comparison_imports_nothing_that_it_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "hostile_module.py").write_text("raise SystemExit('imported')\nclass X: pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    evil = "{q: {class_path: hostile_module.X, init_args: {a: 1}}}"
+    heads = f"  - {{config: {HEADS / 'fcn.yaml'}, overrides: {evil}}}"
+    file = write_comparison(tmp_path, heads, f"overrides: {evil}\nvariants: {{v: {evil}}}\n")
+    assert '--q={"class_path": "hostile_module.X", "init_args": {"a": 1}}' in runs_of(file)[0].words
+
+
 def test_no_file_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare"]) == 1
     assert "segvid compare: " in capsys.readouterr().err
@@ -182,12 +153,6 @@ def test_no_file_is_named(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 # What the report says
-
-
-def seed_result(miou: float, iou: list[float | None], seed: int = 0, **more: Any) -> dict[str, Any]:
-    figures = dict.fromkeys(("mIoU", "mAcc", "aAcc", "mDice", "fwIoU"), miou)
-    names = {"class_names": ["a", "<b>"], "palette": [[0, 0, 0], [9, 9, 9]], "head": "FCNHead", "folder": "none"}
-    return {"name": "x", "seed": seed, "status": "done", "iou": iou, **figures, **names, **more}
 
 
 def test_rows_are_means_with_the_spread_of_a_sample() -> None:
@@ -208,6 +173,64 @@ def test_a_failed_seed_is_said_and_not_averaged() -> None:
     assert (row["status"], row["reason"], row["mIoU"]) == ("failed", "out of memory", 0.5)
 
 
+def test_what_is_done_of_a_row_is_shown() -> None:
+    later = {"name": "x", "seed": 1, "status": "not run yet"}
+    failed = {"name": "x", "seed": 1, "status": "failed", "reason": "out of memory"}
+    results = hand_made()
+    results["rows"] = [
+        {"variant": ""} | summarise("half", [seed_result(0.75, [0.5, 1.0]), later], {"gflops": 2.0}),
+        {"variant": ""} | summarise("worse", [seed_result(0.75, [0.5, 1.0]), later, failed], {}),
+        {"variant": ""} | summarise("none", [later, later], {}),
+        {"variant": ""} | summarise("whole", [seed_result(0.5, [0.5, 0.5]), seed_result(0.5, [0.5, 0.5])], {}),
+    ]
+    assert [row["status"] for row in results["rows"]] == ["not run yet", "failed", "not run yet", "done"]
+    lines = main_table(results)[1]
+    assert [line.scores for line in lines] == [
+        ["75.00 (1 of 2 seeds)"],
+        ["75.00 (1 of 3 seeds, failed: out of memory)"],
+        ["not run yet"],
+        ["50.00 ± 0.00"],
+    ]
+    assert [line.figures for line in lines] == [["2.00"], ["-"], [], ["-"]]
+    assert [line.best for line in lines] == [[False], [False], [False], [True]], "means over fewer seeds are no best"
+    assert "75.00 (1 of 2 seeds)" in html_page(results, [Section(results["rows"], {}, [])])
+
+
+@pytest.mark.parametrize("score", [0.0, None])
+def test_where_all_is_zero_nothing_is_best(score: float | None, tmp_path: Path) -> None:
+    results = hand_made()
+    done = seed_result(0.0, [0.0, None]) | {"mIoU": score}
+    results["rows"] = [{"variant": ""} | summarise(name, [done, done], {}) for name in "ab"]
+    assert [line.best for line in main_table(results)[1]] == [[False], [False]]
+    write_report(results, tmp_path)
+    assert 'class="best"' not in (tmp_path / "report.html").read_text()
+
+
+def test_the_report_says_the_whole_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a folder").mkdir()
+    monkeypatch.chdir(tmp_path / "a folder")
+    monkeypatch.setenv("SEGVID_ALLOW_IMPORT", "mine theirs mine")
+    said = command_line(["--config", "x.yaml", "--seeds", "[0, 1]"])
+    options = "--config x.yaml --seeds '[0, 1]' --allow_import mine --allow_import theirs"
+    assert said == f"cd '{tmp_path}/a folder' && segvid compare {options}"
+
+
+def test_rows_of_other_classes_have_a_line_each(tmp_path: Path) -> None:
+    results = hand_made()
+    other = seed_result(0.5, [0.1, 0.2, None], class_names=["<b>", "c", "c"], palette=[[1, 2, 3]] * 3)
+    results["rows"] = [
+        {"variant": ""} | summarise(name, [seed], {})
+        for name, seed in (("x", seed_result(0.5, [0.25, 0.75])), ("y", other))
+    ]
+    write_report(results, tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    for line in ("| a | 25.0 | - |", "| \\<b\\> | 75.0 | 10.0 |", "| c | - | 20.0 |", "| c | - | - |"):
+        assert line in text
+    header, x, y = (line.split(",") for line in csv_text(results).splitlines())
+    place = header.index("IoU a")
+    assert (x[place : place + 4], y[place : place + 4]) == (["0.25", "0.75", "", ""], ["", "0.1", "0.2", ""])
+
+
 def hand_made() -> dict[str, Any]:
     failed = {"name": "bad", "seed": 0, "status": "failed", "reason": "1 < 2 & more"}
     rows = [
@@ -218,17 +241,20 @@ def hand_made() -> dict[str, Any]:
         {"variant": ""} | summarise("bad", [failed], {}),
     ]
     facts = {"title": "T & <t>", "created": "now", "command": "segvid", "segvid": "1", "commit": None, "torch": "2"}
-    return facts | {
-        "cost_device": "CPU", "recipe": "r", "budget": {}, "overrides": {}, "conventions": "C", "rows": rows,
-    }  # fmt: skip
+    facts |= {"cost_device": "CPU", "recipe": "r", "conventions": "C"}
+    return facts | {"budget": {}, "overrides": {}, "images": 1, "rows": rows}
 
 
 def test_the_page_is_self_contained_and_escaped() -> None:
     results = hand_made()
-    page = html_page(results, [Section(results["rows"], {"latency_ms": b"png"}, [[("<good>", b"png")]])])
+    page = html_page(
+        results, [Section(results["rows"], {"latency_ms": Chart("<svg></svg>", b"png")}, [[("<good>", b"png")]])]
+    )
     assert "http" not in page
     assert all(source.startswith("data:image/png;base64,") for source in re.findall(r'src="([^"]*)', page))
     assert "<script" not in page
+    assert '<meta name="viewport" content="width=device-width' in page
+    assert "prefers-color-scheme: dark" in page
     assert "<good>" not in page
     assert "&lt;good&gt;" in page
     assert "failed: 1 &lt; 2 &amp; more" in page
@@ -238,15 +264,16 @@ def test_the_page_is_self_contained_and_escaped() -> None:
 
 def test_markdown_and_csv_of_the_same_results(tmp_path: Path) -> None:
     results = hand_made()
-    text = markdown(results, [Section(results["rows"], {}, [])], tmp_path)
-    assert "| <good> | 50.00 | 3.2 |" in text
-    assert "| bad | failed: 1 < 2 & more |" in text
+    text = markdown_report(results, [Section(results["rows"], {}, [])], tmp_path)
+    assert "| \\<good\\> | 50.00 | 3.2 |" in text
+    assert "| bad | failed: 1 \\< 2 & more |" in text
     lines = csv_text(results).splitlines()
     header, good, bad = (line.split(",") for line in lines)
     assert dict(zip(header, good, strict=True))["IoU <b>"] == "0.75"
     assert dict(zip(header, bad, strict=True))["reason"] == "1 < 2 & more"
     results["rows"][1]["reason"] = "[4, 8] | and\n[/more]"
-    assert "| bad | failed: [4, 8] \\| and [/more] |" in markdown(results, [Section(results["rows"], {}, [])], tmp_path)
+    text = markdown_report(results, [Section(results["rows"], {}, [])], tmp_path)
+    assert "| bad | failed: \\[4, 8\\] \\| and\\\\n\\[/more\\] |" in text
     write_report(results, tmp_path)
     assert json.loads((tmp_path / "results.json").read_text())["rows"][0]["mIoU"] == 0.5
 
@@ -255,10 +282,10 @@ def test_a_comparison_in_which_all_failed_has_a_report(tmp_path: Path) -> None:
     results = hand_made()
     results["rows"] = results["rows"][1:]
     write_report(results, tmp_path)
-    assert "| bad | failed: 1 < 2 & more |" in (tmp_path / "report.md").read_text()
+    assert "| bad | failed: 1 \\< 2 & more |" in (tmp_path / "report.md").read_text()
     assert "failed: 1 &lt; 2 &amp; more" in (tmp_path / "report.html").read_text()
     table = console_table(results)
-    assert [column.header for column in table.columns] == ["head", "mIoU %"]
+    assert [str(column.header) for column in table.columns] == ["head", "mIoU %"]
 
 
 def test_a_table_of_variants(tmp_path: Path) -> None:
@@ -292,7 +319,7 @@ def test_a_table_of_variants(tmp_path: Path) -> None:
     assert page.count("accuracy against distance") == 1
     assert '<td class="failed">failed: too | large</td>' in page
     assert "a,far,0,done" in (tmp_path / "results.csv").read_text()
-    assert [column.header for column in console_table(results).columns] == ["head", *headings]
+    assert [str(column.header) for column in console_table(results).columns] == ["head", *headings]
 
 
 def test_accuracy_by_distance_is_the_mean_of_the_seeds_that_have_it() -> None:
@@ -304,10 +331,6 @@ def test_accuracy_by_distance_is_the_mean_of_the_seeds_that_have_it() -> None:
 
 
 # What is run
-
-
-def results_of(folder: Path) -> dict[str, dict[str, Any]]:
-    return {row["name"]: row for row in json.loads((folder / "out" / "results.json").read_text())["rows"]}
 
 
 def test_comparison_from_end_to_end(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -399,34 +422,16 @@ def test_a_run_that_was_killed_after_its_last_step_is_only_evaluated(
     again = json.loads(result.read_text())
     assert (again["iou"], again["steps"], again["status"]) == (first["iou"], 4, "done")
     assert again["images_per_second"] > 0
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_comparison_goes_on(number: signal.Signals, tmp_path: Path) -> None:
-    file = write_comparison(tmp_path, f"  - {HEADS / 'fcn.yaml'}\n  - {HEADS / 'pspnet.yaml'}")
-    command = [sys.executable, "-m", "segvid", "compare", "--config", str(file)]
-    # Where the tests run in the background, SIGINT is ignored, and children inherit that.
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
-    )  # fmt: skip
-    first = tmp_path / "out/runs/fcn-seed0/result.json"
-    second = tmp_path / "out/runs/pspnet-seed0/log.txt"
-    for _ in range(600):
-        if second.is_file():
-            break
-        time.sleep(0.1)
-    time.sleep(0.5)  # the second run's process has started
-    process.send_signal(number)
-    said = process.communicate(timeout=60)[0]
-    assert process.returncode == 130, said
-    still = subprocess.run(["pgrep", "-f", str(tmp_path)], capture_output=True, text=True, check=False).stdout
-    assert not still.split(), "the training goes on by itself"
-    assert "goes on where it stopped" in said
-    rows = results_of(tmp_path)
-    assert (rows["fcn"]["status"], rows["pspnet"]["status"]) == ("done", "not run yet")
-    stamp = first.stat().st_mtime_ns
-    (tmp_path / "out/runs/pspnet-seed0/result.json").write_text('{"status": "do')  # a power cut
-    assert main(["compare", "--config", str(file)]) == 0
-    assert first.stat().st_mtime_ns == stamp
-    assert results_of(tmp_path)["pspnet"]["status"] == "done"
+    # One that is done only gets the pictures that are wanted now.
+    before = {file.name: file.read_bytes() for file in (tmp_path / "run/pictures").iterdir()}
+    assert sorted(before) == ["0_image.png", "0_mask.png", "0_prediction.png"]
+    (tmp_path / "spec.json").write_text(json.dumps(spec | {"images": 2}))
+    assert run_one(str(tmp_path / "spec.json")) == 0
+    assert json.loads(result.read_text()) == again | {"images": 2}
+    after = {file.name: file.read_bytes() for file in (tmp_path / "run/pictures").iterdir()}
+    assert after.keys() == before.keys() | {"1_image.png", "1_mask.png", "1_prediction.png"}
+    assert {name: after[name] for name in before} == before, "the same weights predict the same"
+    (tmp_path / "run/checkpoints/last.ckpt").unlink()
+    (tmp_path / "spec.json").write_text(json.dumps(spec | {"images": 3}))
+    assert run_one(str(tmp_path / "spec.json")) == 1
+    assert json.loads(result.read_text()) == again | {"images": 2}, "without its weights it stays as it is"
