@@ -30,7 +30,6 @@ OWN = {
     "data": "segvid.data",
     "model": "segvid.segmentation.task segvid.segmentation.losses segvid.segmentation.schedule "
     "segvid.segmentation.inference",
-    "comparison": "segvid.compare.config",
 }
 LAYERS = {
     "torch.nn": "AvgPool2d BatchNorm2d Conv2d Dropout2d GELU GroupNorm Identity LeakyReLU MaxPool2d ReLU SiLU "

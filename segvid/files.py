@@ -91,6 +91,15 @@ def find_config(name: str | Path) -> Path:
     return next((file for file in shipped if file.is_file()), path)
 
 
+def shipped_configs(words: Sequence[str]) -> list[str]:
+    """The words, with files of `--config FILE` that are not there from where the package has them."""
+    found = list(words)
+    for index, (word, after) in enumerate(pairwise(words)):
+        if word in ("-c", "--config"):
+            found[index + 1] = str(find_config(after))
+    return [f"--config={find_config(w.removeprefix('--config='))}" if w.startswith("--config=") else w for w in found]
+
+
 def without_nan(value: Any) -> Any:
     """NaN is no JSON: None instead, at any depth."""
     if isinstance(value, dict):

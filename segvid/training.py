@@ -32,7 +32,7 @@ from segvid.allowed import explain_refusal, restrict_imports
 from segvid.checkpoints import Checkpoints, WholeCheckpointIO
 from segvid.data.segmentation import SegmentationDataModule
 from segvid.errors import UserError, user_message
-from segvid.files import find_config, write_whole
+from segvid.files import shipped_configs, write_whole
 from segvid.logs import ClassCurves, MetricsFile, ModelLines, ProgressLines
 from segvid.segmentation.clock import TrainingClock
 from segvid.segmentation.distance import DistanceAccuracy
@@ -394,15 +394,6 @@ def depth(value: Any) -> int:
         if isinstance(part, list | dict):
             parts += [(inner, level + 1) for inner in (part.values() if isinstance(part, dict) else part)]
     return deepest
-
-
-def shipped_configs(words: Sequence[str]) -> list[str]:
-    """The words, with files of `--config FILE` that are not there from where the package has them."""
-    found = list(words)
-    for index, (word, after) in enumerate(pairwise(words)):
-        if word in ("-c", "--config"):
-            found[index + 1] = str(find_config(after))
-    return [f"--config={find_config(w.removeprefix('--config='))}" if w.startswith("--config=") else w for w in found]
 
 
 def config_files(words: Sequence[str]) -> list[Path]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segvid.errors import UserError
-from segvid.files import checked
+from segvid.files import checked, find_config, shipped_configs
 from segvid.text import plain, slug
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ def parse(words: Sequence[str]) -> tuple[Comparison, Path]:
         UserError: unknown option, missing file, nothing to compare.
     """
     try:
-        options = option_parser().parse_args(list(words)).as_dict()
+        options = option_parser().parse_args(shipped_configs(words)).as_dict()
     except RecursionError as error:
         raise UserError("the comparison's file is nested too deeply.") from error
     except Exception as error:
@@ -215,7 +215,7 @@ def find(file: str, base: Path, what: str) -> Path:
     Raises:
         UserError: it is in neither.
     """
-    for path in (base / file, Path(file)):
+    for path in (base / file, find_config(file)):
         with contextlib.suppress(ValueError):  # no path at all: a NUL in it
             if path.is_file():
                 return path.resolve()
