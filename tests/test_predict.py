@@ -591,6 +591,17 @@ def test_a_log_says_how_far_a_long_video_is(
     ]
 
 
+def test_more_pictures_than_a_header_says_are_no_negative_time(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    video = write_video(tmp_path / "a.mkv", [corners()] * 4)
+    monkeypatch.setattr("segvid.data.video.count_frames", lambda _: 2)
+    monkeypatch.setattr(command_options, "INTERVAL", 0.0)
+    assert predict(run, tmp_path, str(video)) == 0
+    found = [line.partition(",")[0] for line in capsys.readouterr().out.splitlines() if line.startswith("a.mkv: ")]
+    assert found == [f"a.mkv: {line} pictures" for line in ("1 of 2", "2 of 2", "3 of 3", "4 of 4")]
+
+
 @pytest.mark.parametrize("command", ["predict", "show_attention"])
 def test_help_needs_no_torch(command: str) -> None:
     code = (

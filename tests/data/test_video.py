@@ -1,5 +1,6 @@
 """Videos become upright pictures with square pixels, each at its time; what is odd is told, damage is an error."""
 
+import re
 import struct
 from collections.abc import Callable, Sequence
 from fractions import Fraction
@@ -196,6 +197,30 @@ def test_a_hole_in_the_file_is_damage(name: str, codec: str, tmp_path: Path) -> 
     content[start : start + length] = bytes(length)
     video.write_bytes(content)
     with pytest.raises(DataError, match="damaged"):
+        read(video)
+
+
+def test_a_picture_in_the_middle_that_is_broken_is_damage(tmp_path: Path) -> None:
+    """The file around it is whole."""
+    video = write_video(tmp_path / "a.mkv", noise())
+    content = bytearray(video.read_bytes())
+    with av.open(str(video)) as container:
+        packet = next(packet for packet in container.demux(video=0) if packet.pts == 500)
+        place = content.index(bytes(packet)) + packet.size // 4
+    content[place : place + packet.size // 2] = bytes(packet.size // 2)
+    video.write_bytes(content)
+    with pytest.raises(DataError, match=r"picture 6 cannot be decoded"):
+        read(video)
+
+
+def test_pictures_of_an_index_that_are_not_found_are_damage(tmp_path: Path) -> None:
+    """Each picture stands alone: those that are left can be decoded."""
+    video = write_video(tmp_path / "a.avi", noise(), codec="mjpeg")
+    content = bytearray(video.read_bytes())
+    places = [match.start() for match in re.finditer(b"00dc", content[: content.index(b"idx1")])]
+    content[places[-20] : places[-10]] = bytes(places[-10] - places[-20])
+    video.write_bytes(content)
+    with pytest.raises(DataError, match="are in its index only"):
         read(video)
 
 
