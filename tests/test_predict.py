@@ -282,12 +282,12 @@ def test_a_phone_video_is_written_upright_with_square_pixels(run: Path, tmp_path
 
 
 def test_a_video_of_varying_rate_keeps_its_times(run: Path, tmp_path: Path) -> None:
-    times = [0, 4, 300, 301, 858]
-    video = write_video(tmp_path / "a.mkv", [corners()] * 5, times)
+    times = [0, 4, 300, 301, 858, 908]
+    video = write_video(tmp_path / "a.mp4", [corners()] * 5, times)
     assert predict(run, tmp_path, str(video)) == 0
     found, length = of_video(tmp_path / "out/videos/a.mp4")
-    assert [round(100 * time) for time, _ in found] == times
-    assert length == pytest.approx(8.58 + 0.1)  # the last picture is shown as long as others are
+    assert [round(100 * time) for time, _ in found] == times[:-1]
+    assert length == pytest.approx(9.08)  # the last picture is shown as long as it was
 
 
 @pytest.mark.parametrize("codec", ["mpeg4", "libx264"])
@@ -438,8 +438,8 @@ def broken(run: Path, folder: Path, **changes: Any) -> str:
     [
         ({"weight": float("nan")}, "the scores of the model are no numbers"),
         ({"weight": float("inf")}, "the scores of the model are no numbers"),
-        ({"data": {"std": (0.25, 0.0, 0.25)}}, "std"),
-        ({"data": {"std": (0.25, float("nan"), 0.25)}}, "std"),
+        ({"data": {"std": (0.25, 0.0, 0.25)}}, "has the std [0.25, 0.0, 0.25]"),
+        ({"data": {"std": (0.25, float("nan"), 0.25)}}, "has the std [0.25, nan, 0.25]"),
         ({"data": {"mean": (float("nan"), 0.5, 0.5)}}, "no numbers"),
     ],
 )
