@@ -137,9 +137,12 @@ def predict_waiting(
     weights = [count_frames(source.path) if source.is_video else 1 for source in waiting]
     with Progress(console, "predict", sum(weights), unit="pictures") as progress:
         for source, weight in zip(waiting, weights, strict=True):
-            before = progress.done
+            end = progress.done + weight
 
-            def tick(name: str = source.path.name) -> None:
+            def tick(name: str = source.path.name, end: int = end) -> None:
+                assert progress.total is not None
+                if progress.done >= end:  # more than the header says
+                    progress.expect(progress.total + 1)
                 progress.advance(1, name)
 
             def note(text: str, path: Path = source.path) -> None:
@@ -161,8 +164,9 @@ def predict_waiting(
                 print(f"segvid predict: {plain(said)}", file=sys.stderr)
                 if torch.cuda.is_initialized():
                     torch.cuda.empty_cache()
-            assert progress.total is not None
-            progress.expect(progress.total - weight + progress.done - before)  # what its header says may be wrong
+            if progress.done < end:  # fewer
+                assert progress.total is not None
+                progress.expect(progress.total - end + progress.done)
     return failed
 
 

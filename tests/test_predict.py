@@ -282,12 +282,12 @@ def test_a_phone_video_is_written_upright_with_square_pixels(run: Path, tmp_path
 
 
 def test_a_video_of_varying_rate_keeps_its_times(run: Path, tmp_path: Path) -> None:
-    times = [0, 4, 300, 301, 858]
-    video = write_video(tmp_path / "a.mkv", [corners()] * 5, times)
+    times = [0, 4, 300, 301, 858, 908]
+    video = write_video(tmp_path / "a.mp4", [corners()] * 5, times)
     assert predict(run, tmp_path, str(video)) == 0
     found, length = of_video(tmp_path / "out/videos/a.mp4")
-    assert [round(100 * time) for time, _ in found] == times
-    assert length == pytest.approx(8.58 + 0.1)  # the last picture is shown as long as others are
+    assert [round(100 * time) for time, _ in found] == times[:-1]
+    assert length == pytest.approx(9.08)  # the last picture is shown as long as it was
 
 
 @pytest.mark.parametrize("codec", ["mpeg4", "libx264"])
@@ -438,9 +438,9 @@ def broken(run: Path, folder: Path, **changes: Any) -> str:
     [
         ({"weight": float("nan")}, "the scores of the model are no numbers"),
         ({"weight": float("inf")}, "the scores of the model are no numbers"),
-        ({"data": {"std": (0.25, 0.0, 0.25)}}, "std"),
-        ({"data": {"std": (0.25, float("nan"), 0.25)}}, "std"),
-        ({"data": {"mean": (float("nan"), 0.5, 0.5)}}, "no numbers"),
+        ({"data": {"std": (0.25, 0.0, 0.25)}}, "data: field std.1"),
+        ({"data": {"std": (0.25, float("nan"), 0.25)}}, "data: field std.1"),
+        ({"data": {"mean": (float("nan"), 0.5, 0.5)}}, "data: field mean.0"),
     ],
 )
 @pytest.mark.parametrize("options", [[], ["--confidence"], ["--flip"]])
@@ -509,7 +509,7 @@ def test_a_decompression_bomb_is_one_failed_file(
     photo(tmp_path / "in/b.png", (120, 90))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 4000)
     assert predict(run, tmp_path, str(tmp_path / "in")) == 1
-    assert "b.png: cannot be read as an image" in capsys.readouterr().err
+    assert "b.png: has more pixels" in capsys.readouterr().err
     assert written(tmp_path) == {"masks/a.png", "overlays/a.jpg"}
 
 
@@ -589,6 +589,17 @@ def test_a_log_says_how_far_a_long_video_is(
         "b.avi: 5 of 11 pictures",
         "c.png: 6 of 6 pictures",
     ]
+
+
+def test_more_pictures_than_a_header_says_are_no_negative_time(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    video = write_video(tmp_path / "a.mkv", [corners()] * 4)
+    monkeypatch.setattr("segvid.data.video.count_frames", lambda _: 2)
+    monkeypatch.setattr(command_options, "INTERVAL", 0.0)
+    assert predict(run, tmp_path, str(video)) == 0
+    found = [line.partition(",")[0] for line in capsys.readouterr().out.splitlines() if line.startswith("a.mkv: ")]
+    assert found == [f"a.mkv: {line} pictures" for line in ("1 of 2", "2 of 2", "3 of 3", "4 of 4")]
 
 
 @pytest.mark.parametrize("command", ["predict", "show_attention"])

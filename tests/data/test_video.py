@@ -1,5 +1,6 @@
 """Videos become upright pictures with square pixels, each at its time; what is odd is told, damage is an error."""
 
+import re
 import struct
 from collections.abc import Callable, Sequence
 from fractions import Fraction
@@ -28,23 +29,26 @@ def corners(width: int = 64, height: int = 48) -> Picture:
 
 
 def write_video(
-    path: Path, pictures: Sequence[Picture], times: Sequence[int] | None = None, codec: str = "mpeg4", **context: Any
+    path: Path, pictures: Sequence[Picture], times: Sequence[int] = (), codec: str = "mpeg4", **context: Any
 ) -> Path:
-    """A video of ten pictures a second, or at times in hundredths of a second."""
+    """A video of ten pictures a second, or at times in hundredths of a second, of which the last is its end."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as out:
         stream: Any = out.add_stream(codec, rate=10)
         stream.height, stream.width = pictures[0].shape[:2]
         stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
-        if times is not None:
+        if times:
             stream.codec_context.time_base = Fraction(1, 100)
         for name, value in context.items():
             setattr(stream.codec_context, name, value)
         for index, picture in enumerate(pictures):
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
-            if times is not None:
+            if times:
                 frame.pts, frame.time_base = times[index], Fraction(1, 100)
-            out.mux(stream.encode(frame))
+            for packet in stream.encode(frame):
+                if times:
+                    packet.duration = times[index + 1] - times[index]
+                out.mux(packet)
         out.mux(stream.encode(None))
     return path
 
@@ -128,14 +132,14 @@ def test_wide_pixels_of_a_turned_video(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.mkv"])
 def test_times_are_those_of_the_file(name: str, tmp_path: Path) -> None:
-    times = [0, 7, 300, 301, 858]
+    times = [0, 7, 300, 301, 858, 908]
     found, _ = read(write_video(tmp_path / name, [corners()] * 5, times))
-    assert [float(100 * frame.time * frame.time_base) for frame in found] == times
+    assert [float(100 * frame.time * frame.time_base) for frame in found] == times[:-1]
 
 
 def test_times_of_avi_are_in_order(tmp_path: Path) -> None:
     """It has none of pictures, and those of packets are in disorder where pictures refer to later ones."""
-    video = write_video(tmp_path / "a.avi", [corners()] * 12, max_b_frames=2)
+    video = write_video(tmp_path / "a.avi", noise(12), codec="libx264")
     found, _ = read(video)
     assert [round(float(10 * frame.time * frame.time_base)) for frame in found] == list(range(12))
 
@@ -196,6 +200,30 @@ def test_a_hole_in_the_file_is_damage(name: str, codec: str, tmp_path: Path) -> 
     content[start : start + length] = bytes(length)
     video.write_bytes(content)
     with pytest.raises(DataError, match="damaged"):
+        read(video)
+
+
+def test_a_picture_in_the_middle_that_is_broken_is_damage(tmp_path: Path) -> None:
+    """The file around it is whole."""
+    video = write_video(tmp_path / "a.mkv", noise())
+    content = bytearray(video.read_bytes())
+    with av.open(str(video)) as container:
+        packet = next(packet for packet in container.demux(video=0) if packet.pts == 500)
+        place = content.index(bytes(packet)) + packet.size // 4
+    content[place : place + packet.size // 2] = bytes(packet.size // 2)
+    video.write_bytes(content)
+    with pytest.raises(DataError, match=r"picture 6 cannot be decoded"):
+        read(video)
+
+
+def test_pictures_of_an_index_that_are_not_found_are_damage(tmp_path: Path) -> None:
+    """Each picture stands alone: those that are left can be decoded."""
+    video = write_video(tmp_path / "a.avi", noise(), codec="mjpeg")
+    content = bytearray(video.read_bytes())
+    places = [match.start() for match in re.finditer(b"00dc", content[: content.index(b"idx1")])]
+    content[places[-20] : places[-10]] = bytes(places[-10] - places[-20])
+    video.write_bytes(content)
+    with pytest.raises(DataError, match="are in its index only"):
         read(video)
 
 
