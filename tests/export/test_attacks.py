@@ -11,6 +11,7 @@ import sys
 import warnings
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -336,6 +337,9 @@ def test_objects_that_torch_has_built_in_are_not_made(
         file = packed(files | {"data.pkl": data}, tmp_path / "m.ts")
         said = name.decode().replace("\n", ".")
         refused(file, f"its data names {said}", tmp_path, capsys)
+    made = "_900 = __torch__.torch . classes.profiling.SourceStats"
+    file = packed(forward(files, made), tmp_path / "m.ts")
+    refused(file, "its code would run while it is loaded", tmp_path, capsys)
 
 
 def test_memory_beyond_a_tensor_is_not_read(
@@ -584,6 +588,11 @@ def test_a_file_that_gives_something_else_than_it_says(
     two = json.loads(having(["a", "b"], "class_names")) | {"palette": [[0, 0, 0], [9, 9, 9]]}
     file = with_record("torchscript", good["torchscript"], tmp_path, json.dumps(two))
     refused(file, "gives something else than the logits of 2 classes", tmp_path, capsys)
+    model = replace(load_exported(good["torchscript"]), output_type="classes")
+    for last, allowed in ((2, True), (3, False)):
+        model = replace(model, run=lambda _, last=last: np.full((1, 24, 30), last, dtype=np.uint8))  # type: ignore[misc]
+        with contextlib.nullcontext() if allowed else pytest.raises(UserError, match="gives class 3"):
+            model.classes([PICTURE], Inference())
     files = members(good["torchscript"].read_bytes())
     message = 'ops.prim.RaiseException("[/x]", "builtins.ValueError")'
     refused(packed(forward(files, message), tmp_path / "m.ts"), "fails on an image of 24 x 30", tmp_path, capsys)
