@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -24,6 +25,8 @@ FIRST, SECOND = "=1+1 [/] $\\x$", "\x1b[31m <b>|_"
 class Started:
     """`segvid compare` in a session of its own, as a terminal has it."""
 
+    every: ClassVar[list["subprocess.Popen[bytes]"]] = []
+
     def __init__(self, file: Path, log: Path) -> None:
         self.log = log
         with log.open("w") as stream:
@@ -35,6 +38,7 @@ class Started:
                 # Where the tests run in the background, SIGINT is ignored, and children inherit that.
                 preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
             )
+        self.every.append(self.process)
 
     def said(self) -> str:
         return self.log.read_text()
@@ -59,11 +63,9 @@ def comparison(tmp_path: Path) -> Iterator[Path]:
     ]
     heads = "\n".join(f"  - {json.dumps(row)}" for row in rows)
     yield write_comparison(tmp_path, heads, "overrides: {data.init_args.num_workers: 1}\n")
-    for lock in tmp_path.glob(f"out/runs/*/{LOCK}"):  # of a test that failed
-        pid = json.loads(lock.read_text())["pid"]
-        command = Path(f"/proc/{pid}/cmdline")
-        if command.exists() and str(tmp_path) in command.read_text():
-            os.kill(pid, signal.SIGKILL)
+    for process in Started.every:  # of a test that failed; a training ends with its comparison
+        if process.poll() is None:
+            process.kill()
 
 
 def test_a_comparison_goes_on_however_it_ended(comparison: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -95,14 +97,16 @@ def test_a_comparison_goes_on_however_it_ended(comparison: Path, capfd: pytest.C
     running = Started(comparison, folder / "log")
     training = running.until_trained(second)
     os.kill(training, signal.SIGSTOP)
-    running.process.kill()
-    running.end()
-    (second.folder / "result.json").write_text('{"status": "do')  # a power cut
-    again = Started(comparison, folder / "again")
-    until(lambda: "waits for" in again.said() or again.process.poll() is not None, "a word that it waits")
-    assert f"in use by process {training} on " in again.said()
-    assert "segvid.compare.run" not in children(again.process.pid), "two trainings in one folder"
-    os.kill(training, signal.SIGCONT)
+    try:
+        running.process.kill()
+        running.end()
+        (second.folder / "result.json").write_text('{"status": "do')  # a power cut
+        again = Started(comparison, folder / "again")
+        until(lambda: "waits for" in again.said() or again.process.poll() is not None, "a word that it waits")
+        assert f"in use by process {training} on " in again.said()
+        assert "segvid.compare.run" not in children(again.process.pid), "two trainings in one folder"
+    finally:
+        os.kill(training, signal.SIGCONT)
     until(lambda: log.read_text().count("Restoring states") == 2, "a training that goes on")
     assert log.read_text().count("saved in") == 1, "it saves as with SIGTERM"
     assert again.end() == 0, again.said()
