@@ -28,6 +28,12 @@ HEAD = "DigitScenes-FCNHead"
 PATIENCE = 300  # seconds; a busy machine may take long, a state that never comes is waited for in vain
 
 
+def hear_signals() -> None:
+    """Also where the tests run under nohup, or in the background of a script, which ignore some."""
+    for number in (signal.SIGHUP, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def start(tmp_path: Path, *more: str, **streams: Any) -> "subprocess.Popen[str]":
     """A training that has made its first steps."""
     options = [
@@ -36,7 +42,7 @@ def start(tmp_path: Path, *more: str, **streams: Any) -> "subprocess.Popen[str]"
         f"--trainer.default_root_dir={tmp_path}",
     ]
     command = [sys.executable, "-m", "segvid", "fit", *words("fcn"), *LONG, *options, *more]
-    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT} | streams
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "preexec_fn": hear_signals} | streams
     process = subprocess.Popen(command, text=True, **streams)
     metrics = tmp_path / HEAD / "version_0" / "metrics.csv"
     end = time.monotonic() + PATIENCE
@@ -71,7 +77,7 @@ def test_a_training_whose_terminal_is_lost_saves(tmp_path: Path) -> None:
     terminal, inside = pty.openpty()
 
     def own_terminal() -> None:
-        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also where the tests run under nohup
+        hear_signals()
         fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
     streams = {"stdin": inside, "stdout": inside, "stderr": inside}
@@ -186,13 +192,15 @@ def test_a_training_stopped_inside_an_epoch_ends_with_the_weights_of_one_that_ne
 ) -> None:
     """Also inside a step of several batches. No scene of the epoch is seen twice or left out."""
     through, expected = whole(accumulated)
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also where the tests run under nohup
+    before = {each: signal.getsignal(each) for each in (signal.SIGHUP, signal.SIGINT)}
+    hear_signals()
     try:
         options = [f"--data.init_args.num_workers={workers}", f"--trainer.accumulate_grad_batches={accumulated}"]
         assert trainings.fit("cut", *options, at={batch: lambda: signal.raise_signal(number)}) == 143
         assert signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
     finally:
-        signal.signal(signal.SIGHUP, before)
+        for each, handler in before.items():
+            signal.signal(each, handler)
     assert f"stopped at step {step}, saved in" in capsys.readouterr().err
     first = dict(trainings.seen)
     assert trainings.resume("cut") == 0
