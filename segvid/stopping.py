@@ -19,7 +19,7 @@ class GentleStop(Callback):
     """Takes the signals that end a program, and ends the training after the optimiser step that is being made.
 
     A step of accumulated gradients counts as one: gradients are in no checkpoint. Before the training, and after it, a
-    signal ends the program at once, and so does a second Ctrl-C. A signal that is ignored (SIGHUP under `nohup`) stays so.
+    signal ends the program at once, and so does a second Ctrl-C. What is ignored (SIGHUP under `nohup`) stays ignored.
 
     As a context it puts the handlers back that were there before.
     """
