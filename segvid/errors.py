@@ -7,7 +7,10 @@ OUT_OF_MEMORY = (
     "crop; in evaluation data.init_args.eval_batch_size or model.init_args.inference.window_batch; in segvid predict "
     "give a --window."
 )
-
+LOST_WORKER = (
+    "a process that loads data was ended from outside, most often by the system for want of memory. Lower "
+    "data.init_args.num_workers or data.init_args.batch_size."
+)
 
 USERS = ("MisconfigurationException", "InvalidCxxCompiler", "NotImplementedError")  # of Lightning and torch
 
@@ -30,9 +33,11 @@ def user_message(error: BaseException | None) -> str | None:
             return str(error)
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             place = f" ({error.filename})" if error.filename else ""
-            return f"the disk is full{place}. Make room; what was written before is whole (a training: segvid resume)."
+            return f"the disk is full{place}. Make room; what was written before is whole."
         if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or _no_cpu_memory(error):
             return OUT_OF_MEMORY
+        if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker (pid"):
+            return LOST_WORKER
         error = error.__cause__ or error.__context__
     return None
 

@@ -172,6 +172,8 @@ class MetricsWriter:
 
     def save(self) -> None:
         """Writes the new rows."""
+        if not self.metrics:
+            return
         names = sorted(set(self.names).union(*self.metrics))
         if names == self.names:
             with self.file.open("a", newline="") as stream:

@@ -19,7 +19,7 @@ class GentleStop(Callback):
     """Takes the signals that end a program, and ends the training after the optimiser step that is being made.
 
     A step of accumulated gradients counts as one: gradients are in no checkpoint. Before the training, and after it, a
-    signal ends the program at once, and so does a second Ctrl-C. A SIGHUP that is ignored (`nohup`) stays ignored.
+    signal ends the program at once, and so does a second Ctrl-C. What is ignored (SIGHUP under `nohup`) stays ignored.
 
     As a context it puts the handlers back that were there before.
     """
@@ -45,7 +45,7 @@ class GentleStop(Callback):
         """Handles the signals from now on."""
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
-                if number in (signal.SIGTERM, signal.SIGINT) or signal.getsignal(number) != signal.SIG_IGN:
+                if signal.getsignal(number) != signal.SIG_IGN:
                     signal.signal(number, self.ask)
 
     def ask(self, number: int, frame: FrameType | None) -> None:

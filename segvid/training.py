@@ -9,6 +9,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
@@ -96,18 +97,24 @@ class Parser(LightningArgumentParser):
 
 
 class WholeConfig(SaveConfigCallback):
-    """Writes `config.yaml` whole: a run without it cannot be resumed."""
+    """Writes `config.yaml` whole: a run without it cannot be resumed. That of a resumed run when all is accepted."""
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Replaces the file."""
+        """Writes the file of a new run, before anything can fail."""
         folder = run_folder(trainer)
-        if folder is not None:
-            write_whole(
-                folder / self.config_filename,
-                lambda partial: self.parser.save(
-                    self.config, partial, skip_none=False, overwrite=True, multifile=False
-                ),
-            )
+        if folder is not None and not (stage == "fit" and (folder / self.config_filename).is_file()):
+            self.write(folder)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes what is trained from here on."""
+        folder = run_folder(trainer)
+        if folder is not None and trainer.is_global_zero:
+            self.write(folder)
+
+    def write(self, folder: Path) -> None:
+        """Replaces the file."""
+        save = partial(self.parser.save, self.config, skip_none=False, overwrite=True, multifile=False)
+        write_whole(folder / self.config_filename, lambda file: save(path=file))
 
 
 class SegvidCLI(LightningCLI):

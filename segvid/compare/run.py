@@ -28,6 +28,7 @@ from segvid.segmentation.attention_maps import attention_maps, mechanisms, overl
 from segvid.segmentation.clock import peak_memory_mb, training_clock
 from segvid.segmentation.task import SegmentationTask
 from segvid.segmentation.trained import read_checkpoint
+from segvid.stopping import GentleStop
 from segvid.training import SegvidCLI, prepare
 
 
@@ -102,7 +103,7 @@ def execute(spec: Spec, folder: Path) -> dict[str, Any]:
         command = ["validate", *spec.words, "--ckpt_path", spec.checkpoint]
     else:
         command = ["fit", *spec.words, *(["--ckpt_path", str(last)] if last.is_file() else [])]
-    cli = SegvidCLI(folder, [progress], args=[*command, "--trainer.enable_progress_bar=false"])
+    cli = SegvidCLI(folder, [progress, GentleStop()], args=[*command, "--trainer.enable_progress_bar=false"])
     task, data = cli.model, cli.datamodule
     assert isinstance(task, SegmentationTask)
     if "val" not in task.scores:

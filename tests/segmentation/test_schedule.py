@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 
+from segvid.errors import UserError
 from segvid.segmentation.schedule import PolyLR
 
 TOTAL = 20
@@ -75,7 +76,29 @@ def test_a_saved_schedule_resumes_at_the_same_rates(stop: int) -> None:
     assert "optimizer" not in saved
 
     # made anew with other numbers: all of it must come from the state
-    second = PolyLR(optimizer(1.0, 1.0), 7)
+    second = PolyLR(optimizer(1.0, 1.0), warmup_steps=1)
+    second.set_total_steps(7)  # the training is to be shorter now: it stays on the schedule that it began with
     second.optimizer.load_state_dict(saved_optimizer)
     second.load_state_dict(saved)
     assert rates(second, TOTAL - stop) == whole[stop:]
+
+
+def test_a_training_that_outgrows_its_schedule_is_refused_until_a_length_is_given() -> None:
+    first = PolyLR(optimizer(0.01, 0.1), TOTAL)
+    rates(first, TOTAL)
+    saved, saved_optimizer = first.state_dict(), first.optimizer.state_dict()
+    longer = PolyLR(optimizer(0.01, 0.1))
+    longer.set_total_steps(2 * TOTAL)
+    option = r"--model\.init_args\.lr_scheduler\.init_args\.total_steps"
+    with pytest.raises(UserError, match=rf"{2 * TOTAL} steps long.*{option} {2 * TOTAL};.*{option} {TOTAL}\."):
+        longer.load_state_dict(saved)
+    # as a training of twice the length is from its middle on
+    stretched = PolyLR(optimizer(0.01, 0.1), 2 * TOTAL)
+    stretched.optimizer.load_state_dict(saved_optimizer)
+    stretched.load_state_dict(saved)
+    assert rates(stretched, TOTAL) == rates(PolyLR(optimizer(0.01, 0.1), 2 * TOTAL), 2 * TOTAL)[TOTAL:]
+    # or on at the end of the old one
+    kept = PolyLR(optimizer(0.01, 0.1), TOTAL)
+    kept.optimizer.load_state_dict(saved_optimizer)
+    kept.load_state_dict(saved)
+    assert rates(kept, 3) == [[0.0, 0.0]] * 3
