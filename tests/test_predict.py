@@ -440,7 +440,7 @@ def broken(run: Path, folder: Path, **changes: Any) -> str:
         ({"weight": float("inf")}, "the scores of the model are no numbers"),
         ({"data": {"std": (0.25, 0.0, 0.25)}}, "std"),
         ({"data": {"std": (0.25, float("nan"), 0.25)}}, "std"),
-        ({"data": {"mean": (float("nan"), 0.5, 0.5)}}, "no numbers"),
+        ({"data": {"mean": (float("nan"), 0.5, 0.5)}}, "mean"),
     ],
 )
 @pytest.mark.parametrize("options", [[], ["--confidence"], ["--flip"]])
