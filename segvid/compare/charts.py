@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from segvid.compare.labels import Point, place
+from segvid.data.reading import palette_image
 from segvid.text import label, plain
 
 matplotlib.use("Agg")
@@ -211,10 +212,7 @@ def coloured(file: Path, palette: Sequence[Sequence[int]]) -> bytes | None:
     source = as_it_is(file)
     if source is None:
         return None
-    image = Image.fromarray(np.asarray(Image.open(io.BytesIO(source)).convert("L")), mode="P")
-    table = np.full((256, 3), 255, dtype=np.uint8)
-    table[: len(palette)] = np.array(palette, dtype=np.uint8)
-    image.putpalette(table.tobytes())
+    mask = np.asarray(Image.open(io.BytesIO(source)).convert("L"))
     content = io.BytesIO()
-    image.save(content, format="png")
+    palette_image(mask, palette).save(content, format="png")
     return content.getvalue()

@@ -77,6 +77,22 @@ def test_the_figures_are_printed_once_with_the_step_of_the_checkpoint(
     assert f"Figures and confusion matrix at step 16: {own / 'evaluations' / 'val-last'}" in said
 
 
+def test_every_file_of_an_evaluation_is_written_whole(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    replaced = set()
+    original = Path.replace
+
+    def watch(self: Path, target: Any) -> Path:
+        replaced.add(Path(target))
+        return original(self, target)
+
+    monkeypatch.setattr(Path, "replace", watch)
+    assert evaluate("validate", own, "--model.init_args.inference.flip=true", "--data.init_args.val_scenes=3") == 0
+    (place,) = (own / "evaluations").glob("val-last-flip-*")
+    files = {file for file in place.rglob("*") if file.is_file()}
+    assert len(files) == 5
+    assert files <= replaced
+
+
 def test_a_checkpoint_without_a_run_has_its_evaluations_beside_it(own: Path, tmp_path: Path) -> None:
     shutil.copy(own / "checkpoints" / "last.ckpt", tmp_path / "mine.ckpt")
     assert main(["validate", *words("ccnet"), "--ckpt_path", str(tmp_path / "mine.ckpt")]) == 0

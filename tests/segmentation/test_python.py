@@ -23,6 +23,7 @@ from segvid.errors import UserError
 from segvid.segmentation import (
     CrossEntropy,
     Dice,
+    DistanceAccuracy,
     EvaluationReport,
     PredictionPanels,
     SegmentationTask,
@@ -154,6 +155,17 @@ def test_loaders_and_callbacks_of_ones_own_need_no_data_module(tmp_path: Path) -
     trainer.test(task, loader(batches()), verbose=False)
     assert {file.name for file in tmp_path.rglob("*.json")} == {"val.json", "test.json"}
     assert len(list(tmp_path.rglob("panels/*.png"))) == 1
+
+
+@pytest.mark.parametrize("stage", ["validate", "test"])
+def test_without_a_logger_nothing_is_written(stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    distance = DistanceAccuracy()
+    trainer = make_trainer(tmp_path, EvaluationReport(), PredictionPanels(2), distance)
+    samples = batches(distance=torch.rand(2, 24, 32) * 20)
+    getattr(trainer, stage)(SegmentationTask(ConvNet((4, 6, 8)), FCNHead, 3), loader(samples), verbose=False)
+    assert distance.bins
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_data_module_of_ones_own_that_says_something_else(tmp_path: Path) -> None:
