@@ -72,9 +72,11 @@ def count(model: nn.Module, image: Tensor) -> dict[str, Any]:
         return counter.get_total_flops() / 1e9
 
     try:  # fake tensors cost no time and no memory; on a copy, because a model may keep what it has seen
-        with FakeTensorMode(allow_non_fake_inputs=True) as fake:
-            weights = {id(tensor): fake.from_tensor(tensor) for tensor in (*model.parameters(), *model.buffers())}
-            operations = gflops(copy.deepcopy(model, weights), fake.from_tensor(image))
+        fake = FakeTensorMode(allow_non_fake_inputs=True)
+        weights = {id(tensor): fake.from_tensor(tensor) for tensor in (*model.parameters(), *model.buffers())}
+        replica = copy.deepcopy(model, weights)
+        with fake:
+            operations = gflops(replica, fake.from_tensor(image))
     except Exception:  # a model that needs values to know what to do
         operations = gflops(model, image)
     evaluated = [model.get_submodule(name) for name in ("backbone", "head")]  # not the auxiliary head

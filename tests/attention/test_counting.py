@@ -3,7 +3,7 @@
 import pytest
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -200,17 +200,23 @@ def test_torchs_own_attention_counts_on_a_cpu(choosy):
 def test_counting_leaves_no_trace_in_the_model():
     """Nor a tensor without values in one that keeps what it has seen."""
 
+    seen = []
+
     class Keeping(nn.Conv2d):
+        scale = torch.tensor(2.0)  # no parameter and no buffer
         places: Tensor | None = None
 
         def forward(self, x: Tensor) -> Tensor:
+            seen.append(type(x))
             if self.places is None:
                 self.places = torch.arange(x.shape[3], device=x.device) * self.weight.sum()
-            return super().forward(x + self.places)
+            return super().forward(self.scale * x + self.places)
 
     model = Model(Keeping(8, 6, 1)).eval()
+    model.count = torch.zeros(3)  # as a metric keeps one
     image = torch.randn(1, 8, H, W)
     assert count(model, image)["parameters_m"] == (8 * 6 + 6) / 1e6
+    assert seen == [FakeTensor]
     assert model.head.places is None
     assert model(image).std() > 0
 
