@@ -155,7 +155,7 @@ class SegvidCLI(LightningCLI):
         """The link from data to model, and the callbacks that every run has."""
         # The data are looked for here: between them and a model whose weights may take minutes to fetch.
         parser.link_arguments(
-            "data", "model.init_args.num_classes", compute_fn=classes_of_found_data, apply_on="instantiate"
+            "data", "model.init_args.num_classes", compute_fn=self.count_classes, apply_on="instantiate"
         )
         parser.add_lightning_class_args(Checkpoints, "checkpoint")
         parser.add_lightning_class_args(PredictionPanels, "panels")
@@ -248,6 +248,16 @@ class SegvidCLI(LightningCLI):
         if self.subcommand is not None:
             self.config[self.subcommand]["accept_other_data"] = False  # meant this time, not whenever it is resumed
 
+    def count_classes(self, data: SegmentationDataModule) -> int:
+        """The number of classes of the data, which a command needs to be there; an untrained model does without.
+
+        Raises:
+            UserError: they are not there.
+        """
+        if self.subcommand is not None:
+            data.find()
+        return data.num_classes
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The trainer, by default with one folder a run: TensorBoard, CSV, config and checkpoints side by side."""
         self.check_recorded()  # before a folder is made
@@ -316,16 +326,6 @@ def take_folder(place: Path) -> Path:
             number += 1
         else:
             return folder
-
-
-def classes_of_found_data(data: SegmentationDataModule) -> int:
-    """The number of classes of data that are there.
-
-    Raises:
-        UserError: they are not.
-    """
-    data.find()
-    return data.num_classes
 
 
 def folder_name(name: str) -> str:
