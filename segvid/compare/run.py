@@ -103,12 +103,7 @@ def execute(spec: Spec, folder: Path) -> dict[str, Any]:
         command = ["validate", *spec.words, "--ckpt_path", spec.checkpoint]
     else:
         command = ["fit", *spec.words, *(["--ckpt_path", str(last)] if last.is_file() else [])]
-<<<<<<< ours
     cli = SegvidCLI(folder, [progress, GentleStop()], args=[*command, "--trainer.enable_progress_bar=false"])
-=======
-    with GentleStop() as stop:
-        cli = SegvidCLI(folder, [progress, stop], args=[*command, "--trainer.enable_progress_bar=false"])
->>>>>>> theirs
     task, data = cli.model, cli.datamodule
     assert isinstance(task, SegmentationTask)
     if "val" not in task.scores:
