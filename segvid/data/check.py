@@ -1,5 +1,6 @@
 """Is a data set fit for training? Every file is read once; every fault is found and named, not only the first."""
 
+import gc
 import hashlib
 import os
 from collections import Counter
@@ -215,7 +216,9 @@ def check(data: SegmentationDataModule, splits: Sequence[str], console: "Console
 def _read_all(readings: _Readings, num_workers: int) -> Iterator[_Reading]:
     """The readings in their order. Processes that are ahead wait: memory does not grow with the number of files."""
     workers = min(num_workers, os.cpu_count() or 1, -(-len(readings) // CHUNK))
-    loader = DataLoader(readings, batch_size=CHUNK, num_workers=workers, collate_fn=list)
+    loader = DataLoader(
+        readings, batch_size=CHUNK, num_workers=workers, collate_fn=list, worker_init_fn=_leave_memory_shared
+    )
     try:
         for chunk in loader:
             yield from chunk
@@ -225,6 +228,11 @@ def _read_all(readings: _Readings, num_workers: int) -> Iterator[_Reading]:
         raise UserError(
             "a process that read files was killed, perhaps because memory was short. Lower data.init_args.num_workers."
         ) from error
+
+
+def _leave_memory_shared(worker: int) -> None:
+    """A collection would write to all objects that a process has from its parent, and so copy them."""
+    gc.freeze()
 
 
 def class_weights(pixels: NDArray[np.int64], method: str) -> list[float]:
