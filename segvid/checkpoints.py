@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from segvid.errors import UserError
+from segvid.stopping import whole_step
 from segvid.text import plain
 
 
@@ -52,6 +53,7 @@ class Checkpoints(ModelCheckpoint):
 
     last_step: int | None = None
     keep: bool | None = None  # whether anything is written; known since setup
+    stop_later = False  # a limit of time was reached inside a step
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Finds the folder."""
@@ -71,6 +73,14 @@ class Checkpoints(ModelCheckpoint):
         if epochs.completed == epochs.ready:
             # After a whole epoch the next begins; under max_steps Lightning would repeat the last one without a batch.
             trainer.fit_loop.epoch_loop.restarting = False
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Lets `max_time` end a training after a whole step only; Lightning calls this callback after all others."""
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        self.stop_later |= trainer.should_stop
+        trainer.should_stop = self.stop_later and whole_step(trainer, batch_idx)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes what is due."""

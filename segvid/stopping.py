@@ -83,8 +83,7 @@ class GentleStop(Callback):
 
     def settle(self, trainer: Trainer, batch_idx: int) -> None:
         """All processes stop if one of them was asked to."""
-        whole_step = trainer.is_last_batch or (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        if whole_step and trainer.strategy.reduce_boolean_decision(self.asked, all=False):
+        if whole_step(trainer, batch_idx) and trainer.strategy.reduce_boolean_decision(self.asked, all=False):
             # Lightning raises SIGTERMException where the loops can go on from, after this batch or this epoch.
             trainer._signal_connector.received_sigterm = True
 
@@ -95,6 +94,11 @@ class GentleStop(Callback):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Likewise."""
         self.training = False
+
+
+def whole_step(trainer: Trainer, batch_idx: int) -> bool:
+    """Whether the gradients of a batch are used with it, and not accumulated."""
+    return trainer.is_last_batch or (batch_idx + 1) % trainer.accumulate_grad_batches == 0
 
 
 def silence() -> None:

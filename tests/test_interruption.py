@@ -101,18 +101,18 @@ class Trainings:
         self.root = root
         self.seen: dict[tuple[int, int], list[float]] = {}
         self.count = 0
-        self.at: dict[int, Callable[[], object]] = {}
+        self.at: dict[int, Callable[[SegmentationTask], object]] = {}
         original = SegmentationTask.training_step
 
         def step(task: SegmentationTask, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
-            self.at.get(self.count, lambda: None)()
+            self.at.get(self.count, lambda _: None)(task)
             self.count += 1
             self.seen[task.trainer.current_epoch, batch_idx] = [float(image.sum()) for image in batch["image"]]
             return original(task, batch, batch_idx)
 
         patch.setattr(SegmentationTask, "training_step", step)
 
-    def fit(self, name: str, *options: str, at: dict[int, Callable[[], object]] | None = None) -> int:
+    def fit(self, name: str, *options: str, at: dict[int, Callable[[SegmentationTask], object]] | None = None) -> int:
         """Trains; `at` says what happens in which batch. Gives the exit code."""
         self.count, self.at, self.seen = 0, at or {}, {}
         schedule = "--model.init_args.lr_scheduler.init_args.total_steps=24"
@@ -163,6 +163,14 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], tuple[Tra
     return train
 
 
+def stop(task: SegmentationTask, number: signal.Signals | None) -> None:
+    """Tells a training to end."""
+    if number is None:
+        task.trainer.should_stop = True
+    else:
+        signal.raise_signal(number)
+
+
 def assert_equal(cut: dict[str, Any], through: dict[str, Any]) -> None:
     """The same steps and weights, to the bit."""
     assert cut["global_step"] == through["global_step"]
@@ -178,6 +186,7 @@ def assert_equal(cut: dict[str, Any], through: dict[str, Any]) -> None:
         (2, 1, 12, 13, signal.SIGHUP),
         (0, 3, 4, 2, signal.SIGINT),  # steps are made after 3, 6 and 8 batches
         (2, 3, 11, 5, signal.SIGTERM),
+        (0, 3, 4, 2, None),  # a limit of time, of Lightning
     ],
 )
 def test_a_training_stopped_inside_an_epoch_ends_with_the_weights_of_one_that_never_stopped(
@@ -185,7 +194,7 @@ def test_a_training_stopped_inside_an_epoch_ends_with_the_weights_of_one_that_ne
     accumulated: int,
     batch: int,
     step: int,
-    number: signal.Signals,
+    number: signal.Signals | None,
     trainings: Trainings,
     whole: Callable[[int], tuple[Trainings, dict[str, Any]]],
     capsys: pytest.CaptureFixture[str],
@@ -196,12 +205,13 @@ def test_a_training_stopped_inside_an_epoch_ends_with_the_weights_of_one_that_ne
     hear_signals()
     try:
         options = [f"--data.init_args.num_workers={workers}", f"--trainer.accumulate_grad_batches={accumulated}"]
-        assert trainings.fit("cut", *options, at={batch: lambda: signal.raise_signal(number)}) == 143
+        assert trainings.fit("cut", *options, at={batch: lambda task: stop(task, number)}) == (143 if number else 0)
         assert signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)
-    assert f"stopped at step {step}, saved in" in capsys.readouterr().err
+    assert trainings.checkpoint("cut")["global_step"] == step
+    assert (f"stopped at step {step}, saved in" in capsys.readouterr().err) == (number is not None)
     first = dict(trainings.seen)
     assert trainings.resume("cut") == 0
     assert trainings.count == 24 - len(first)
@@ -267,7 +277,7 @@ def test_a_loader_whose_worker_is_killed_is_one_sentence(
 ) -> None:
     """As the system does for want of memory."""
 
-    def kill() -> None:
+    def kill(_: SegmentationTask) -> None:
         for process in multiprocessing.active_children():
             process.kill()
 
