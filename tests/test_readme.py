@@ -99,7 +99,7 @@ def test_python_of_the_readme_runs(run: Path, tmp_path: Path, monkeypatch: pytes
         names: dict[str, object] = {}
         exec(code, names)
         shapes.append(names["logits"].shape)  # type: ignore[attr-defined]
-    assert shapes == [(1, 11, 64, 80), (1, 21, 16, 16)]
+    assert shapes == [(1, 11, 64, 80), (1, 21, 16, 16), (1, 2, 48, 64)]
 
 
 def test_comparison_of_the_readme_is_valid(newcomer: Path) -> None:
