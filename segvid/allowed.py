@@ -139,6 +139,28 @@ def _attributes(member: type) -> list[str]:
     return [*dir(member), *dir(type(member))]
 
 
+def check_loggers(config: object) -> None:
+    """Weights & Biases takes `settings` for the process that it starts, a program to run among them: not from a config.
+
+    Raises:
+        UserError: there are some.
+    """
+    if isinstance(config, list | tuple):
+        for part in config:
+            check_loggers(part)
+    if not isinstance(config, dict):
+        return
+    if str(config.get("class_path", "")).endswith(".WandbLogger"):
+        given = (config.get("init_args") or {}) | (config.get("dict_kwargs") or {})
+        if "settings" in given:
+            raise UserError(
+                "trainer.logger: settings of Weights & Biases are not taken from a config, because they can start a "
+                "program. Set its environment variables (WANDB_...) instead."
+            )
+    for part in config.values():
+        check_loggers(part)
+
+
 def check_model(record: dict[str, Any], source: object) -> None:
     """A checkpoint's record of its model names backbones as backbone, heads as head, mechanisms inside of heads.
 

@@ -29,7 +29,7 @@ import segvid.data
 import segvid.segmentation.heads
 import segvid.segmentation.losses
 import segvid.segmentation.schedule
-from segvid.allowed import explain_refusal, restrict_imports
+from segvid.allowed import check_loggers, explain_refusal, restrict_imports
 from segvid.checkpoints import Checkpoints, WholeCheckpointIO
 from segvid.data.segmentation import SegmentationDataModule
 from segvid.errors import UserError, user_message
@@ -191,8 +191,9 @@ class SegvidCLI(LightningCLI):
         """Looks for the checkpoint before anything is built.
 
         Raises:
-            UserError: there is none, or it is none.
+            UserError: there is none, or it is none, or a logger is given what no config may give.
         """
+        check_loggers(self.config.as_dict())
         path = self._get(self.config, "ckpt_path")
         if path is not None:
             content = read_checkpoint(Path(path))

@@ -329,6 +329,22 @@ def test_a_config_starts_no_program(
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.parametrize("place", ["init_args", "dict_kwargs"])
+def test_a_config_gives_no_program_to_a_logger(
+    place: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """wandb.init(settings=...) names the executable of its service."""
+    monkeypatch.chdir(tmp_path)
+    logger = {"class_path": "lightning.pytorch.loggers.WandbLogger", place: {"settings": {"x_executable": "/bin/sh"}}}
+    for loggers in (logger, [logger]):
+        (tmp_path / "evil.yaml").write_text(yaml.safe_dump({"trainer": {"logger": loggers}}))
+        assert main(["fit", *words("fcn"), "--config", "evil.yaml"]) == 1
+        said = capsys.readouterr().err
+        assert "settings" in said
+        assert len(said.strip().splitlines()) == 1
+    assert "not taken from a config" in said or place == "init_args"
+
+
 # Calls that start a process, evaluate text, load code or unpickle.
 DANGEROUS = {
     *("eval", "exec", "__import__", "import_module", "import_object", "find_spec", "load_module", "loads"),
