@@ -27,9 +27,9 @@ from segvid.text import cell, plain
 CONVENTIONS = (
     "mIoU: mean and, over several seeds, standard deviation (n - 1), from one confusion matrix over the whole "
     "validation split with the weights at the end of training. GFLOPs: of one image, one multiply-add = 2, "
-    "convolutions, matrix products and sums over windows only. Latency: median of 9 forwards of one image, all models in "
-    "turns in one "
-    "process. Memory: most that one forward holds beyond parameters and image. Training memory: peak of the GPU where "
+    "convolutions, matrix products and sums over windows only. Latency: median of 9 forwards of one image, all models "
+    "in turns in one process. Memory: most that one forward holds beyond parameters and image. Training memory: peak "
+    "of the GPU where "
     "there is one, else of the whole process. Parameters, operations, latency and memory are of backbone and head "
     "without the auxiliary head."
 )
