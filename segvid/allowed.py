@@ -118,20 +118,30 @@ def restrict_imports() -> None:
 
     What it allows holds for all that begins with the same path: the attributes of a class are denied one by one.
     """
-    known: dict[str, type] = {}
-    for role in (*OWN, "layer", "training"):
-        known |= classes(role)
-    _restrict(tuple(known.items()), tuple(packages()))
+    listed = _restrict_to_listed()
+    now = set(packages())
+    set_parsing_settings(  # settings add up: what is not added any more has to be denied
+        import_path_denylist=sorted(_ADDED - now - listed), import_path_allowlist=sorted(now)
+    )
+    _ADDED.update(now)
+
+
+_ADDED: set[str] = set()  # packages that were ever added in this process
 
 
 @cache
-def _restrict(known: tuple[tuple[str, type], ...], more: tuple[str, ...]) -> None:
-    attributes = [f"{path}.{name}" for path, member in known for name in _attributes(member)]
+def _restrict_to_listed() -> frozenset[str]:
+    """Applies the list, once; gives its paths."""
+    known: dict[str, type] = {}
+    for role in (*OWN, "layer", "training"):
+        known |= classes(role)
+    attributes = [f"{path}.{name}" for path, member in known.items() for name in _attributes(member)]
     set_parsing_settings(
         import_path_denylist=["*", *attributes],
-        import_path_allowlist=[*(path for path, _ in known), *more],
+        import_path_allowlist=list(known),
         instantiate_subclass_spec_in_any=False,
     )
+    return frozenset(known)
 
 
 @cache

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +30,15 @@ class Head(FCNHead):
 
 
 @pytest.fixture
-def evil(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def evil(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A module that can be found, and the file that it leaves when it runs."""
     mark = tmp_path / "ran"
     (tmp_path / "evil_module.py").write_text(SOURCE.format(mark=str(mark)))
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setitem(os.environ, MORE, "")
     sys.modules.pop("evil_module", None)
-    return mark
+    yield mark
+    sys.modules.pop("evil_module", None)
 
 
 def commands(checkpoint: Path, picture: Path) -> list[list[str]]:
@@ -98,7 +100,7 @@ def test_a_checkpoint_that_names_foreign_classes_is_refused(
 
 
 def test_an_option_lets_a_package_of_ones_own_in(
-    tmp_path: Path, evil: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, evil: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own = ["--model.init_args.head", "evil_module.Head", "--trainer.max_steps=2"]
     shipped = [*words("fcn"), f"--trainer.default_root_dir={tmp_path / 'runs'}"]
@@ -111,6 +113,9 @@ def test_an_option_lets_a_package_of_ones_own_in(
     assert (
         main(["predict", "--ckpt_path", str(checkpoint), str(tmp_path / "runs"), "--output", str(tmp_path / "o")]) == 0
     )
+    monkeypatch.setitem(os.environ, MORE, "")  # and it does not stay, not even in this process
+    assert main(["fit", *shipped, *own]) == 1
+    assert "not allowed" in capsys.readouterr().err
 
 
 def test_the_weights_of_a_trained_model_come_from_its_file(
